@@ -1,0 +1,27 @@
+"""The Qwen3 encoder on a CPU in NumPy and Numba: text to vectors without PyTorch.
+
+    from qwen3np import Embedder
+    vectors = Embedder("Qwen/Qwen3-Embedding-0.6B").encode(["The capital of China is Beijing."])
+
+The architecture, to be read in one sitting: qwen3np/reference.py.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    from .embedder import Embedder
+
+__version__ = "0.1.0"
+__all__ = ["CheckpointError", "Embedder", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if (
+        name == "Embedder"
+    ):  # on first use: the tokenizer library takes longer to import than the rest together
+        from .embedder import Embedder
+
+        return Embedder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

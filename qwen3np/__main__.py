@@ -1,0 +1,7 @@
+"""python -m qwen3np"""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

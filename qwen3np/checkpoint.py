@@ -1,0 +1,264 @@
+"""safetensors -> named, memory-mapped arrays. Nothing is copied until it is used.
+
+Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data
+(https://github.com/huggingface/safetensors#format). The safetensors library checks the header (no gaps, no overlaps,
+no more than the file holds); the arrays are made here because NumPy has no bfloat16 for the library to return.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from safetensors import SafetensorError, safe_open
+
+from .config import Config, load_json
+from .errors import CheckpointError
+
+STORED_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One stored tensor: a read-only view of the mapped file.
+
+    `data` holds the stored bits: uint16 for BF16 (NumPy has no bfloat16), else float16 or float32.
+    """
+
+    name: str
+    dtype: str  # "BF16", "F16" or "F32"
+    data: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    def widen(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """A copy as float32 or float64; exact for all three stored dtypes."""
+        return widen(self.data, dtype)
+
+
+def widen(stored: NDArray[Any], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Stored values as floats. A bfloat16 is the upper half of a float32's bits: the shift is exact."""
+    if stored.dtype == np.uint16:
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(dtype)
+
+
+def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the encoder, in the order in which published checkpoints are sharded."""
+    D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
+    N, K = config.num_attention_heads, config.num_key_value_heads
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, D)}
+    for i in range(config.num_hidden_layers):
+        layer = {
+            "self_attn.q_proj": (N * H, D),
+            "self_attn.k_proj": (K * H, D),
+            "self_attn.v_proj": (K * H, D),
+            "self_attn.o_proj": (D, N * H),
+            "self_attn.q_norm": (H,),
+            "self_attn.k_norm": (H,),
+            "mlp.gate_proj": (F, D),
+            "mlp.up_proj": (F, D),
+            "mlp.down_proj": (D, F),
+            "input_layernorm": (D,),
+            "post_attention_layernorm": (D,),
+        }
+        shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    shapes["norm.weight"] = (D,)
+    return shapes
+
+
+class Checkpoint:
+    """A model folder, opened: its Config and all its tensors, by name without the `model.` prefix.
+
+    Raises CheckpointError if anything is missing, damaged or of another shape; never a partial model.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{self.folder}: holds no config.json; give the folder of a Qwen3-Embedding or Qwen3-Reranker model"
+            )
+        self.config = Config.load(self.folder / "config.json")
+        self.files = _weight_files(self.folder)
+        self.tensors = self._read()
+
+    def _read(self) -> dict[str, Tensor]:
+        expected = tensor_shapes(self.config)
+        # The 8B reranker stores an lm_head; an embedding model may (saved as a causal LM) and does not need it.
+        optional = {"lm_head.weight": (self.config.vocab_size, self.config.hidden_size)}
+        tensors: dict[str, Tensor] = {}
+        problems: list[str] = []
+        for path in self.files:
+            for tensor in read_safetensors(path):
+                name = tensor.name.removeprefix("model.")
+                if name in tensors:
+                    problems.append(f"stored twice: {name} (again in {path.name})")
+                tensors[name] = tensor
+        allowed = expected | optional
+        problems += [
+            f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in tensors
+        ]
+        problems += [
+            f"unexpected: {name} {list(t.shape)}" for name, t in tensors.items() if name not in allowed
+        ]
+        for name, tensor in tensors.items():
+            if name in allowed and tensor.shape != allowed[name]:
+                problems.append(
+                    f"wrong shape: {name} is {list(tensor.shape)}, config.json asks for {list(allowed[name])}"
+                )
+            if name in allowed and tensor.dtype not in STORED_DTYPES:
+                problems.append(
+                    f"wrong dtype: {name} is {tensor.dtype}, supported are {', '.join(STORED_DTYPES)}"
+                )
+        if problems:
+            shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+            raise CheckpointError(
+                f"{self.folder}: the weights are not those of the model in config.json:\n  "
+                + "\n  ".join(shown)
+            )
+        return tensors
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(t.data.size for t in self.tensors.values())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
+    def weights(self, dtype: DTypeLike = np.float32) -> Weights:
+        """The weights in the form that reference.py takes, widened to `dtype` when they are used."""
+        return Weights(self, np.dtype(dtype))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint as the reading copy sees it: nested by name, floats, one layer in memory at a time."""
+
+    checkpoint: Checkpoint
+    dtype: np.dtype[Any]
+
+    @property
+    def embed_tokens(self) -> Rows:
+        return Rows(self.checkpoint.tensors["embed_tokens.weight"].data, self.dtype)
+
+    @property
+    def norm(self) -> NDArray[Any]:
+        return self.checkpoint.tensors["norm.weight"].widen(self.dtype)
+
+    @property
+    def layers(self) -> Iterator[dict[str, Any]]:
+        return (self.layer(i) for i in range(self.checkpoint.config.num_hidden_layers))
+
+    def layer(self, i: int) -> dict[str, Any]:
+        """Layer i: {"input_layernorm": array, "self_attn": {"q_proj": array, ...}, ...}."""
+        nested: dict[str, Any] = {}
+        for name, tensor in self.checkpoint.tensors.items():
+            if name.startswith(f"layers.{i}."):
+                *module, leaf = name.removesuffix(".weight").split(".")[2:]
+                target = nested.setdefault(module[0], {}) if module else nested
+                target[leaf] = tensor.widen(self.dtype)
+        return nested
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a stored matrix, widened as they are taken: the 0.6B embedding is 620 MB in float32, a text needs KB."""
+
+    stored: NDArray[Any]
+    dtype: np.dtype[Any]
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        return widen(self.stored[rows], self.dtype)
+
+
+def read_safetensors(path: Path) -> list[Tensor]:
+    """All tensors of one file, memory-mapped. Raises CheckpointError if the file is truncated or damaged."""
+    try:
+        with safe_open(path, framework="np"):  # checks the whole header against the file's size
+            pass
+        with open(path, "rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_size))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {_damage(path)} ({error}); download it again") from error
+    tensors = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        stored = STORED_DTYPES.get(entry["dtype"])
+        if stored is None:  # reported with all the others, by name; its bytes are never used
+            data: NDArray[Any] = np.broadcast_to(np.uint8(0), entry["shape"])
+        elif begin == end:
+            data = np.empty(entry["shape"], stored)
+        else:
+            data = np.ndarray(entry["shape"], stored, buffer=mapped, offset=8 + header_size + begin)
+        tensors.append(Tensor(name, entry["dtype"], data))
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that the index names."""
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        other = sorted(
+            p.name for pattern in ("*.bin", "*.gguf", "*.safetensors") for p in folder.glob(pattern)
+        )
+        found = f" (found {', '.join(other[:3])})" if other else ""
+        raise CheckpointError(
+            f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}{found}; download the weights"
+        )
+    weight_map = load_json(index)
+    weight_map = weight_map.get("weight_map") if isinstance(weight_map, Mapping) else None
+    if not isinstance(weight_map, Mapping) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise CheckpointError(
+            f"{index}: holds no weight_map of tensor names to file names; download it again"
+        )
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside or not names:
+        raise CheckpointError(f"{index}: names no file of this folder: {outside}")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index}: names files that are not there: {', '.join(missing)}; download them")
+    return [folder / name for name in names]
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a file that does not open, as far as its first bytes and its size tell."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(1024)
+            if start.startswith(b"version https://git-lfs"):
+                return "is a Git LFS pointer, not the weights: run `git lfs pull`"
+            header_size = int.from_bytes(start[:8], "little")
+            if size < 8 or header_size > size - 8:
+                return f"is truncated or no safetensors file: {size} bytes"
+            file.seek(8)
+            header = json.loads(file.read(header_size))
+            need = (
+                8
+                + header_size
+                + max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
+            )
+            if need != size:
+                return f"has {size} bytes where its header describes {need}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    return "has a damaged header"

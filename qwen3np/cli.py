@@ -1,0 +1,241 @@
+"""The command line: qwen3np embed | similarity | info | synth | demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .embedder import Embedder
+
+DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for every other error; argparse would print the usage too."""
+        print(f"{self.prog}: error: {message} ({self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit code 0, or 2 with one line on stderr that says what was wrong and what to do."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("qwen3np: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        print(f"qwen3np: error: {'; '.join(lines)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def embed(args: argparse.Namespace) -> None:
+    texts = args.texts or _stdin_lines()
+    if args.output is not None and args.output.suffix != ".npy":
+        raise ValueError(f"--output {args.output}: the name must end in .npy")
+    vectors = _load(args).encode(
+        texts, prompt_name="query" if args.query else None, prompt=args.prompt, truncate_dim=args.dim
+    )
+    if args.output is None:
+        for text, vector in zip(texts, vectors, strict=True):
+            print(
+                json.dumps(
+                    {"text": text, "embedding": [float(f"{x:.9g}") for x in vector]}, ensure_ascii=False
+                )
+            )
+        return
+    import numpy as np
+
+    partial = args.output.with_name(f".{args.output.name}.{os.getpid()}.npy")  # complete or absent
+    try:
+        np.save(partial, vectors)
+        os.replace(partial, args.output)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{args.output}: {vectors.shape[0]} x {vectors.shape[1]} {vectors.dtype}", file=sys.stderr)
+
+
+def similarity(args: argparse.Namespace) -> None:
+    from .table import table
+
+    model = _load(args)
+    scores = model.similarity(
+        model.encode_query(args.query, prompt=args.prompt, truncate_dim=args.dim),
+        model.encode_document(args.document, truncate_dim=args.dim),
+    )
+    documents = [f"[{i}]" for i in range(1, len(args.document) + 1)]
+    print(
+        table(
+            ["query", *documents],
+            [[q, *(f"{s:.4f}" for s in row)] for q, row in zip(args.query, scores, strict=True)],
+        )
+    )
+    print()
+    for name, document in zip(documents, args.document, strict=True):
+        print(name, document)
+
+
+def info(args: argparse.Namespace) -> None:
+    import numba
+    import numpy
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    names = ("avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "amx-int8", "neon", "bf16")
+    rows = {
+        "qwen3np": f"{__version__}, NumPy {numpy.__version__}, Numba {numba.__version__}, Python {platform.python_version()}",
+        "CPU": f"{binding.get_host_cpu_name()}, {_usable_cores()} cores for this process",
+        "CPU features": " ".join(n for n in names if features.get(n)) or "none of " + " ".join(names),
+    }
+    if args.model is not None:
+        model = _load(args)
+        c, checkpoint = model.config, model.checkpoint
+        tensor = checkpoint.tensors["embed_tokens.weight"]
+        rows |= {
+            "model": str(args.model),
+            "folder": str(checkpoint.folder),
+            "files": ", ".join(f"{p.name} ({p.stat().st_size / 1e9:.2f} GB)" for p in checkpoint.files),
+            "parameters": f"{checkpoint.num_parameters:,} in {len(checkpoint.tensors)} tensors, {tensor.dtype}",
+            "layers": str(c.num_hidden_layers),
+            "hidden_size": f"{c.hidden_size}, intermediate_size {c.intermediate_size}",
+            "attention": f"{c.num_attention_heads} query heads, {c.num_key_value_heads} key/value heads, head_dim {c.head_dim}",
+            "vocabulary": f"{c.vocab_size} rows",
+            "dimension": f"{model.dimension}, max_seq_length {model.max_seq_length}",
+            "rope_theta": f"{c.rope_theta:g}, rms_norm_eps {c.rms_norm_eps:g}",
+            "prompts": ", ".join(model.prompts) or "none",
+            "backend": model.backend.name,
+        }
+    for name, value in rows.items():
+        print(f"{name:13} {value}")
+
+
+def synth(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .synth import synthesize
+
+    bar = tqdm(unit="B", unit_scale=True, desc=str(args.folder), delay=0.5)
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    try:
+        synthesize(
+            args.folder,
+            args.like,
+            seed=args.seed,
+            layers=args.layers,
+            tokenizer=args.tokenizer,
+            progress=progress,
+        )
+    finally:
+        bar.close()
+
+
+def demo(args: argparse.Namespace) -> None:
+    from .demo import run
+
+    run()
+
+
+def _load(args: argparse.Namespace) -> Embedder:
+    from .embedder import Embedder
+
+    return Embedder(args.model, revision=args.revision, backend=args.backend)
+
+
+def _stdin_lines() -> list[str]:
+    """One text a line. Lines are split at newlines only: str.splitlines would also split at U+2028 and others."""
+    if sys.stdin.isatty():
+        raise ValueError("no text given: pass texts as arguments, or one a line on stdin")
+    data = sys.stdin.buffer.read()
+    lines = data.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.removesuffix(b"\r").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"stdin, line {number}: is not UTF-8 ({error.reason} at byte {error.start})"
+            ) from error
+    return texts
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="qwen3np", description="Qwen3-Embedding on a CPU in NumPy and Numba.")
+    parser.add_argument("--version", action="version", version=f"qwen3np {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    p = commands.add_parser(
+        "embed", parents=[_model_options(DEFAULT_MODEL)], help="texts -> vectors, as JSON lines or .npy"
+    )
+    p.add_argument("texts", nargs="*", metavar="TEXT", help="the texts; none: one a line from stdin")
+    p.add_argument("--query", action="store_true", help='put the model\'s "query" prompt before each text')
+    p.add_argument("--prompt", help="put this prompt before each text")
+    p.add_argument("--dim", type=int, help="keep this many leading channels (32 to hidden_size)")
+    p.add_argument(
+        "--output", type=Path, metavar="FILE.npy", help="write a float32 array instead of JSON lines"
+    )
+    p.set_defaults(run=embed)
+
+    p = commands.add_parser(
+        "similarity", parents=[_model_options(DEFAULT_MODEL)], help="queries against documents, as a table"
+    )
+    p.add_argument("-q", "--query", action="append", required=True, help="a query (repeat for more)")
+    p.add_argument("-d", "--document", action="append", required=True, help="a document (repeat for more)")
+    p.add_argument("--prompt", help="prompt of the queries (default: the model's)")
+    p.add_argument("--dim", type=int, help="keep this many leading channels (32 to hidden_size)")
+    p.set_defaults(run=similarity)
+
+    p = commands.add_parser(
+        "info", parents=[_model_options(None)], help="this machine; with --model, also the model"
+    )
+    p.set_defaults(run=info)
+
+    p = commands.add_parser("synth", help="write a generated checkpoint (random weights of true shapes)")
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
+    p.add_argument(
+        "--like", default="tiny", help="0.6B, 4B, 8B, reranker-0.6B, reranker-4B, reranker-8B or tiny"
+    )
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--layers", type=int, help="num_hidden_layers, if not the model's")
+    p.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to copy (default: a small one)"
+    )
+    p.set_defaults(run=synth)
+
+    p = commands.add_parser("demo", help="the model card's example")
+    p.set_defaults(run=demo)
+    return parser
+
+
+def _model_options(default: str | None) -> Parser:
+    options = Parser(add_help=False)
+    options.add_argument("--model", default=default, help=f"Hub id or folder (default: {default or 'none'})")
+    options.add_argument("--revision", help="revision of the Hub repository")
+    options.add_argument(
+        "--backend", default="auto", help='"numpy" is the reading copy (default: %(default)s)'
+    )
+    return options

@@ -1,0 +1,103 @@
+"""A Hub id or a folder -> the folder that holds the model's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import CheckpointError
+
+# What this package reads, and nothing else: a repository may also hold ONNX, GGUF or PyTorch copies of the weights.
+NEEDED_FILES = [
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    "1_LogitScore/config.json",
+]
+
+
+def locate(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    cache_folder: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of `model`: itself if it is a folder, else its snapshot in the Hub cache, downloaded if needed.
+
+    Only NEEDED_FILES are downloaded, with a progress bar; `HF_HUB_OFFLINE=1`, `HF_HOME` and `HF_TOKEN` are honoured.
+    Raises CheckpointError if there is neither a folder nor a reachable or cached repository of that name.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(
+            f"{folder}: is a file; give the folder that holds config.json and model.safetensors"
+        )
+    name = str(model)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\" in name:
+        raise CheckpointError(f"{name}: no such folder")
+
+    from huggingface_hub import errors, snapshot_download  # 0.2 s, and not needed for a folder
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache_folder,
+                token=token,
+                local_files_only=local_files_only,
+                allow_patterns=NEEDED_FILES,
+            )
+        )
+    except errors.HFValidationError as error:
+        raise CheckpointError(
+            f"{name!r}: neither a folder nor a valid Hub id such as Qwen/Qwen3-Embedding-0.6B"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{name}: access to this Hub repository must be granted first; log in and pass token="
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{name}: no folder of this name here, and no such Hub repository (or a private one: pass token=)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{name}: the Hub repository has no revision {revision!r}") from error
+    except errors.LocalEntryNotFoundError as error:
+        why = (
+            "local_files_only=True or HF_HUB_OFFLINE forbids a download"
+            if _offline(local_files_only)
+            else ("the Hub cannot be reached")
+        )
+        raise CheckpointError(
+            f"{name}: no folder of this name here, not in the Hub cache ({cache_folder or _cache()}), and {why}; "
+            "download it once with a network, or give the path of a folder that holds the model's files"
+        ) from error
+    except (
+        Exception
+    ) as error:  # the HTTP client behind huggingface_hub, and so its errors, differs between versions
+        detail = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{name}: the download failed ({detail}); run the same command again, it goes on where it stopped"
+        ) from error
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
+
+
+def _offline(local_files_only: bool) -> bool:
+    from huggingface_hub import constants
+
+    return local_files_only or bool(constants.HF_HUB_OFFLINE)
