@@ -1,8 +1,9 @@
 """safetensors -> named, memory-mapped arrays. Nothing is copied until it is used.
 
 Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data
-(https://github.com/huggingface/safetensors#format). The safetensors library checks the header (no gaps, no overlaps,
-no more than the file holds); the arrays are made here because NumPy has no bfloat16 for the library to return.
+(https://github.com/huggingface/safetensors#format). The safetensors library checks the header (no gaps, no
+overlaps, no more than the file holds); the arrays are made here because NumPy has no bfloat16 for the library
+to return.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from safetensors import SafetensorError, safe_open
 from .config import Config, load_json
 from .errors import CheckpointError
 
-STORED_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+STORED_DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+}
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -54,7 +59,8 @@ def widen(stored: NDArray[Any], dtype: DTypeLike = np.float32) -> NDArray[Any]:
 
 
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the encoder, in the order in which published checkpoints are sharded."""
+    """Name -> shape of every tensor of the encoder, in the order in which published checkpoints are
+    sharded."""
     D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
     N, K = config.num_attention_heads, config.num_key_value_heads
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, D)}
@@ -87,7 +93,8 @@ class Checkpoint:
         self.folder = Path(folder)
         if not (self.folder / "config.json").is_file():
             raise CheckpointError(
-                f"{self.folder}: holds no config.json; give the folder of a Qwen3-Embedding or Qwen3-Reranker model"
+                f"{self.folder}: holds no config.json; give the folder of a Qwen3-Embedding or "
+                "Qwen3-Reranker model"
             )
         self.config = Config.load(self.folder / "config.json")
         self.files = _weight_files(self.folder)
@@ -95,7 +102,8 @@ class Checkpoint:
 
     def _read(self) -> dict[str, Tensor]:
         expected = tensor_shapes(self.config)
-        # The 8B reranker stores an lm_head; an embedding model may (saved as a causal LM) and does not need it.
+        # The 8B reranker stores an lm_head; an embedding model may (saved as a causal LM) and does not need
+        # it.
         optional = {"lm_head.weight": (self.config.vocab_size, self.config.hidden_size)}
         tensors: dict[str, Tensor] = {}
         problems: list[str] = []
@@ -174,7 +182,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a stored matrix, widened as they are taken: the 0.6B embedding is 620 MB in float32, a text needs KB."""
+    """Rows of a stored matrix, widened as they are taken: the 0.6B embedding is 620 MB in float32, a text
+    needs KB."""
 
     stored: NDArray[Any]
     dtype: np.dtype[Any]
@@ -200,12 +209,15 @@ def read_safetensors(path: Path) -> list[Tensor]:
             continue
         begin, end = entry["data_offsets"]
         stored = STORED_DTYPES.get(entry["dtype"])
-        if stored is None:  # reported with all the others, by name; its bytes are never used
-            data: NDArray[Any] = np.broadcast_to(np.uint8(0), entry["shape"])
-        elif begin == end:
-            data = np.empty(entry["shape"], stored)
-        else:
-            data = np.ndarray(entry["shape"], stored, buffer=mapped, offset=8 + header_size + begin)
+        try:
+            if stored is None:  # reported with all the others, by name; its bytes are never used
+                data: NDArray[Any] = np.broadcast_to(np.uint8(0), entry["shape"])
+            elif begin == end:
+                data = np.empty(entry["shape"], stored)
+            else:
+                data = np.ndarray(entry["shape"], stored, buffer=mapped, offset=8 + header_size + begin)
+        except (ValueError, OverflowError) as error:  # more dimensions, or larger ones, than NumPy can have
+            raise CheckpointError(f"{path}: {name} has the shape {entry['shape']} ({error})") from error
         tensors.append(Tensor(name, entry["dtype"], data))
     return tensors
 
@@ -233,7 +245,8 @@ def _weight_files(folder: Path) -> list[Path]:
     outside = [name for name in names if Path(name).name != name]
     if outside or not names:
         raise CheckpointError(f"{index}: names no file of this folder: {outside}")
-    missing = [name for name in names if not (folder / name).is_file()]
+    present = {path.name for path in folder.iterdir() if path.is_file()}
+    missing = [name for name in names if name not in present]
     if missing:
         raise CheckpointError(f"{index}: names files that are not there: {', '.join(missing)}; download them")
     return [folder / name for name in names]

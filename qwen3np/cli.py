@@ -48,6 +48,8 @@ def embed(args: argparse.Namespace) -> None:
     texts = args.texts or _stdin_lines()
     if args.output is not None and args.output.suffix != ".npy":
         raise ValueError(f"--output {args.output}: the name must end in .npy")
+    if args.output is not None and not args.output.parent.is_dir():
+        raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}")
     vectors = _load(args).encode(
         texts, prompt_name="query" if args.query else None, prompt=args.prompt, truncate_dim=args.dim
     )
@@ -98,22 +100,24 @@ def info(args: argparse.Namespace) -> None:
     features = binding.get_host_cpu_features()
     names = ("avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "amx-int8", "neon", "bf16")
     rows = {
-        "qwen3np": f"{__version__}, NumPy {numpy.__version__}, Numba {numba.__version__}, Python {platform.python_version()}",
+        "qwen3np": f"{__version__}, NumPy {numpy.__version__}, Numba {numba.__version__}, "
+        f"Python {platform.python_version()}",
         "CPU": f"{binding.get_host_cpu_name()}, {_usable_cores()} cores for this process",
         "CPU features": " ".join(n for n in names if features.get(n)) or "none of " + " ".join(names),
     }
     if args.model is not None:
         model = _load(args)
         c, checkpoint = model.config, model.checkpoint
-        tensor = checkpoint.tensors["embed_tokens.weight"]
+        dtype = checkpoint.tensors["embed_tokens.weight"].dtype
         rows |= {
             "model": str(args.model),
             "folder": str(checkpoint.folder),
             "files": ", ".join(f"{p.name} ({p.stat().st_size / 1e9:.2f} GB)" for p in checkpoint.files),
-            "parameters": f"{checkpoint.num_parameters:,} in {len(checkpoint.tensors)} tensors, {tensor.dtype}",
+            "parameters": f"{checkpoint.num_parameters:,} in {len(checkpoint.tensors)} tensors, {dtype}",
             "layers": str(c.num_hidden_layers),
             "hidden_size": f"{c.hidden_size}, intermediate_size {c.intermediate_size}",
-            "attention": f"{c.num_attention_heads} query heads, {c.num_key_value_heads} key/value heads, head_dim {c.head_dim}",
+            "attention": f"{c.num_attention_heads} query heads, {c.num_key_value_heads} key/value heads, "
+            f"head_dim {c.head_dim}",
             "vocabulary": f"{c.vocab_size} rows",
             "dimension": f"{model.dimension}, max_seq_length {model.max_seq_length}",
             "rope_theta": f"{c.rope_theta:g}, rms_norm_eps {c.rms_norm_eps:g}",
@@ -161,10 +165,11 @@ def _load(args: argparse.Namespace) -> Embedder:
 
 
 def _stdin_lines() -> list[str]:
-    """One text a line. Lines are split at newlines only: str.splitlines would also split at U+2028 and others."""
-    if sys.stdin.isatty():
+    """One text a line. Lines are split at newlines only: str.splitlines would also split at U+2028 and
+    others."""
+    data = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
+    if not data:
         raise ValueError("no text given: pass texts as arguments, or one a line on stdin")
-    data = sys.stdin.buffer.read()
     lines = data.split(b"\n")
     if lines[-1] == b"":
         lines.pop()

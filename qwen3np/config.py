@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ INTEGERS = (
 )
 
 
+MAX_LAYERS = 1000  # the 8B has 36; a damaged number must not become a list of billions of tensor names
+
+
 @dataclass(frozen=True)
 class Config:
     """The numbers that define a Qwen3 encoder, under the names of config.json.
@@ -61,7 +65,8 @@ class Config:
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
-        """Read a config.json. Raises CheckpointError naming the file, the key and the value it cannot honour."""
+        """Read a config.json. Raises CheckpointError naming the file, the key and the value it cannot
+        honour."""
         path = Path(path)
         raw = load_json(path)
         if not isinstance(raw, dict):
@@ -76,13 +81,12 @@ class Config:
             if key in raw and raw[key] not in allowed:
                 names = " or ".join(json.dumps(a) for a in allowed)
                 problems.append(f"{key} = {json.dumps(raw[key])} is not supported (only {names})")
-        if raw.get("model_type") is None:
+        if "model_type" not in raw:
             problems.append('model_type is missing (expected "qwen3")')
         layer_types = raw.get("layer_types") or []
-        if set(layer_types) - {"full_attention"}:
+        if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
             problems.append(
-                f"layer_types = {json.dumps(sorted(set(layer_types)))} is not supported "
-                '(only "full_attention")'
+                f'layer_types = {json.dumps(layer_types)} is not supported (only a list of "full_attention")'
             )
         theta = _rope_theta(raw, problems)
         known = {
@@ -98,12 +102,16 @@ class Config:
         }
         for key in sorted(set(raw) - known):
             problems.append(
-                f"{key} = {json.dumps(raw[key])} is unknown; it may change what the model computes"
+                f"{key} = {json.dumps(raw[key])} is unknown and may change what the model computes"
             )
         for key in INTEGERS:
             value = raw.get(key)
             if type(value) is not int or value <= 0:
                 problems.append(f"{key} must be a positive integer, found {json.dumps(value)}")
+        if not problems and raw["num_hidden_layers"] > MAX_LAYERS:
+            problems.append(
+                f"num_hidden_layers = {raw['num_hidden_layers']} is more than {MAX_LAYERS}: damaged?"
+            )
         eps = raw.get("rms_norm_eps")
         if not _positive_number(eps):
             problems.append(f"rms_norm_eps must be a positive number, found {json.dumps(eps)}")
@@ -148,7 +156,7 @@ def load_json(path: Path) -> Any:
 
 
 def _positive_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def _rope_theta(raw: dict[str, Any], problems: list[str]) -> float:
@@ -160,9 +168,11 @@ def _rope_theta(raw: dict[str, Any], problems: list[str]) -> float:
         value = raw.get(key)
         if value is None:
             continue
-        kind = value.get("rope_type", value.get("type", "default")) if isinstance(value, dict) else value
-        extra = set(value) - {"rope_type", "type", "rope_theta"} if isinstance(value, dict) else set()
-        if kind != "default" or extra:
+        if (
+            not isinstance(value, dict)
+            or value.get("rope_type", value.get("type", "default")) != "default"
+            or set(value) - {"rope_type", "type", "rope_theta"}
+        ):
             problems.append(
                 f'{key} = {json.dumps(value)} is not supported (only null or rope_type "default")'
             )
@@ -170,8 +180,8 @@ def _rope_theta(raw: dict[str, Any], problems: list[str]) -> float:
             thetas.append(value["rope_theta"])
     if not thetas:
         problems.append("rope_theta is missing (neither rope_theta nor rope_parameters.rope_theta)")
-    elif not all(_positive_number(theta) for theta in thetas):
-        problems.append(f"rope_theta must be a positive number, found {json.dumps(thetas[0])}")
+    elif wrong := [theta for theta in thetas if not _positive_number(theta)]:
+        problems.append(f"rope_theta must be a positive number, found {json.dumps(wrong[0])}")
     elif len({float(theta) for theta in thetas}) > 1:
         problems.append(f"rope_theta is given twice with different values: {thetas[0]} and {thetas[1]}")
     else:

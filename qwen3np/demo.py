@@ -1,4 +1,5 @@
-"""The model card's example: with the published weights where they can be had, else on a tiny generated model."""
+"""The model card's example: with the published weights where they can be had, else on a tiny generated
+model."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from . import reference
+from .checkpoint import SINGLE_FILE
 from .embedder import Embedder
 from .errors import CheckpointError
 from .hub import locate
@@ -21,7 +23,8 @@ Print = Callable[[str], object]
 
 
 def run(out: Print = print) -> None:
-    """Print the example. Downloads the model (1.2 GB, once) if it is not in the Hub cache and the Hub answers."""
+    """Print the example. Downloads the model (1.2 GB, once) if it is not in the Hub cache and the Hub
+    answers."""
     folder, why = _published_model(out)
     if folder is not None:
         _show_published(folder, out)
@@ -33,7 +36,9 @@ def run(out: Print = print) -> None:
 def _published_model(out: Print) -> tuple[Path | None, str]:
     """The folder of the real model; or None and why not, after three seconds at the most."""
     try:
-        return locate(CARD_MODEL, local_files_only=True), ""
+        folder = locate(CARD_MODEL, local_files_only=True)
+        if (folder / SINGLE_FILE).is_file():  # else the remains of an interrupted download
+            return folder, ""
     except CheckpointError:
         pass
     from huggingface_hub import HfApi
@@ -67,8 +72,9 @@ def _show_generated(folder: Path, why: str, out: Print) -> None:
     model = Embedder(synthesize(folder / "tiny", "tiny"))
     c = model.config
     out(
-        f"model     {c.num_hidden_layers} layers, hidden_size {c.hidden_size}, {c.num_attention_heads} query heads on "
-        f"{c.num_key_value_heads} key/value heads of {c.head_dim}, {model.checkpoint.num_parameters:,} parameters"
+        f"model     {c.num_hidden_layers} layers, hidden_size {c.hidden_size}, "
+        f"{c.num_attention_heads} query heads on {c.num_key_value_heads} key/value heads of {c.head_dim}, "
+        f"{model.checkpoint.num_parameters:,} parameters"
     )
     text = CARD_QUERIES[1]
     [ids] = model.tokenize(text, prompt="Query:")
@@ -93,6 +99,7 @@ def _show_generated(folder: Path, why: str, out: Print) -> None:
     truth = reference.normalize(np.stack([reference.pool(x_TD) for x_TD in exact]))
     difference = np.abs(np.concatenate([queries, documents]) - truth).max()
     out(
-        f"  {model.backend.name:8} {difference:.1e}   (float32 has {np.finfo(np.float32).eps:.1e} between neighbours near 1)"
+        f"  {model.backend.name:8} {difference:.1e}   "
+        f"(float32 has {np.finfo(np.float32).eps:.1e} between neighbours near 1)"
     )
     out('\nNext: qwen3np embed --model Qwen/Qwen3-Embedding-0.6B "your text"   on a machine with a network')

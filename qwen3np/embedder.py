@@ -27,11 +27,13 @@ class Backend(Protocol):
     name: str
 
     def encode(self, texts: Sequence[Sequence[int]]) -> Vectors:
-        """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not normalised."""
+        """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
+        normalised."""
 
 
 class NumpyBackend:
-    """The reading copy, reference.py. Its memory is one layer's float32 weights and one head's S x S scores."""
+    """The reading copy, reference.py. Its memory is one layer's float32 weights and one head's S x S
+    scores."""
 
     name = "numpy"
 
@@ -53,13 +55,14 @@ class Embedder:
     Args:
         model_name_or_path: a Hub id (downloaded once into the Hub cache) or a folder in the Hub's layout.
         revision, cache_folder, local_files_only, token: as in huggingface_hub.
-        prompts: name -> text put before every text of that kind; replaces those of config_sentence_transformers.json.
-        default_prompt_name: the prompt used where a call names none.
+        prompts: name -> text put before every text of that kind; replaces those of
+        config_sentence_transformers.json. default_prompt_name: the prompt used where a call names none.
         truncate_dim: keep that many leading channels (32 to hidden_size), then normalise (Matryoshka).
-        max_seq_length: longest text in tokens, the appended one included; default and upper bound: the model's own.
-        backend: "numpy" is the reading copy; "auto" the fastest this machine can run.
+        max_seq_length: longest text in tokens, the appended one included; default and upper bound: the
+        model's own. backend: "numpy" is the reading copy; "auto" the fastest this machine can run.
 
-    Raises CheckpointError if the model's files are missing, damaged or of a model this package does not compute.
+    Raises CheckpointError if the model's files are missing, damaged or of a model this package does not
+    compute.
     """
 
     def __init__(
@@ -106,7 +109,8 @@ class Embedder:
         self.backend: Backend = NumpyBackend(self.checkpoint)
 
     def __repr__(self) -> str:
-        return f"Embedder({str(self.checkpoint.folder)!r}, dimension={self.dimension}, backend={self.backend.name!r})"
+        folder, backend = str(self.checkpoint.folder), self.backend.name
+        return f"Embedder({folder!r}, dimension={self.dimension}, backend={backend!r})"
 
     @property
     def dimension(self) -> int:
@@ -130,15 +134,16 @@ class Embedder:
             show_progress_bar: None shows it when the logger "qwen3np" is at INFO or below.
             truncate_dim: for this call, in place of the model's. Cut vectors are unit vectors too.
 
-        Raises TypeError or ValueError for a text that is no valid str, an unknown prompt_name, a batch_size below 1,
-        or a truncate_dim outside 32 .. hidden_size.
+        Raises TypeError or ValueError for a text that is no valid str, an unknown prompt_name, a batch_size
+        below 1, or a truncate_dim outside 32 .. hidden_size.
         """
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, found {batch_size!r}")
         dim = self._check_dim(truncate_dim) or self.dimension
         ids = self.tokenize(sentences, prompt_name=prompt_name, prompt=prompt)
         states = np.empty((len(ids), self.config.hidden_size), np.float32)
-        # Longest first: texts of a batch have like lengths, and a text too large for the memory fails at once.
+        # Longest first: texts of a batch have like lengths, and a text too large for the memory fails at
+        # once.
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         with _progress(len(ids), show_progress_bar) as bar:
             for start in range(0, len(ids), batch_size):
@@ -167,7 +172,8 @@ class Embedder:
     def tokenize(
         self, texts: str | Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
     ) -> list[list[int]]:
-        """Texts -> lists of token ids exactly as `encode` uses them: prompt in front, cut, `<|endoftext|>` appended."""
+        """Texts -> lists of token ids exactly as `encode` uses them: prompt in front, cut, `<|endoftext|>`
+        appended."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if prompt is None:
             prompt = self._prompt(prompt_name or self.default_prompt_name)
@@ -176,7 +182,8 @@ class Embedder:
         return self.tokenizer.encode(texts, self.max_seq_length, prompt)
 
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Vectors:
-        """Every vector of `a` [A, dim] with every one of `b` [B, dim] -> [A, B], by the model's similarity_fn_name.
+        """Every vector of `a` [A, dim] with every one of `b` [B, dim] -> [A, B], by the model's
+        similarity_fn_name.
 
         Larger is more alike: the euclidean and manhattan distances are negative.
         """

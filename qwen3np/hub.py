@@ -6,7 +6,8 @@ from pathlib import Path
 
 from .errors import CheckpointError
 
-# What this package reads, and nothing else: a repository may also hold ONNX, GGUF or PyTorch copies of the weights.
+# What this package reads, and nothing else: a repository may also hold ONNX, GGUF or PyTorch copies of the
+# weights.
 NEEDED_FILES = [
     "config.json",
     "model.safetensors",
@@ -29,15 +30,23 @@ def locate(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder of `model`: itself if it is a folder, else its snapshot in the Hub cache, downloaded if needed.
+    """The folder of `model`: itself if it is a folder, else its snapshot in the Hub cache, downloaded if
+    needed.
 
-    Only NEEDED_FILES are downloaded, with a progress bar; `HF_HUB_OFFLINE=1`, `HF_HOME` and `HF_TOKEN` are honoured.
-    Raises CheckpointError if there is neither a folder nor a reachable or cached repository of that name.
+    Only NEEDED_FILES are downloaded, with a progress bar; `HF_HUB_OFFLINE=1`, `HF_HOME` and `HF_TOKEN` are
+    honoured. Raises CheckpointError if there is neither a folder nor a reachable or cached repository of that
+    name.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    if not str(model):
+        raise CheckpointError("the model's name is empty; give a Hub id or a folder")
+    try:
+        folder = Path(model).expanduser()
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError) as error:  # a name too long for a path, a user without a home
+        raise CheckpointError(f"{model}: no such folder ({error})") from error
+    if is_folder:
         return folder
-    if folder.exists():
+    if exists:
         raise CheckpointError(
             f"{folder}: is a file; give the folder that holds config.json and model.safetensors"
         )
@@ -78,8 +87,10 @@ def locate(
             if _offline(local_files_only)
             else ("the Hub cannot be reached")
         )
+        at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
-            f"{name}: no folder of this name here, not in the Hub cache ({cache_folder or _cache()}), and {why}; "
+            f"{name}: no folder of this name here, not in the Hub cache{at} "
+            f"({cache_folder or _cache()}), and {why}; "
             "download it once with a network, or give the path of a folder that holds the model's files"
         ) from error
     except (

@@ -1,6 +1,8 @@
-"""The side files of an embedding model: modules.json, 1_Pooling/config.json, config_sentence_transformers.json.
+"""The side files of an embedding model: modules.json, 1_Pooling/config.json,
+config_sentence_transformers.json.
 
-They are sentence-transformers' format. What this package does not compute (another pooling, a dense layer) is refused.
+They are sentence-transformers' format. What this package does not compute (another pooling, a dense layer) is
+refused.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Modules:
 
 
 def load_modules(folder: Path) -> Modules:
-    """Read and check the side files. Raises CheckpointError naming the file and the value it cannot honour."""
+    """Read and check the side files. Raises CheckpointError naming the file and the value it cannot
+    honour."""
     modules = folder / "modules.json"
     if modules.is_file():
         entries = load_json(modules)
@@ -41,7 +44,8 @@ def load_modules(folder: Path) -> Modules:
             )
         if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
             raise CheckpointError(
-                f"{modules}: the modules {' -> '.join(kinds)} are not supported (only Transformer -> Pooling -> Normalize)"
+                f"{modules}: the modules {' -> '.join(kinds)} are not supported "
+                "(only Transformer -> Pooling -> Normalize)"
             )
         _check_pooling(folder / str(entries[1].get("path", "1_Pooling")) / "config.json")
     settings = _object(folder / "config_sentence_transformers.json")
@@ -53,15 +57,23 @@ def load_modules(folder: Path) -> Modules:
     similarity = settings.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:
         raise CheckpointError(
-            f"{folder / 'config_sentence_transformers.json'}: similarity_fn_name = {similarity!r} is not one of "
-            + ", ".join(SIMILARITIES)
+            f"{folder / 'config_sentence_transformers.json'}: similarity_fn_name = {similarity!r} "
+            "is not one of " + ", ".join(SIMILARITIES)
+        )
+    default = settings.get("default_prompt_name")
+    if default is not None and (not isinstance(default, str) or default not in prompts):
+        raise CheckpointError(
+            f"{folder / 'config_sentence_transformers.json'}: default_prompt_name = {default!r} "
+            "is not one of "
+            f"its prompts {sorted(prompts)}"
         )
     max_seq_length = _object(folder / "sentence_bert_config.json").get("max_seq_length")
     if max_seq_length is not None and (type(max_seq_length) is not int or max_seq_length < 1):
         raise CheckpointError(
-            f"{folder / 'sentence_bert_config.json'}: max_seq_length must be a positive integer, found {max_seq_length!r}"
+            f"{folder / 'sentence_bert_config.json'}: max_seq_length must be a positive "
+            f"integer, found {max_seq_length!r}"
         )
-    return Modules(prompts, settings.get("default_prompt_name"), similarity, max_seq_length)
+    return Modules(prompts, default, similarity, max_seq_length)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -72,12 +84,13 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _check_pooling(path: Path) -> None:
-    """Only the last token is pooled, prompt included. Both spellings of the mode: a flag each, or one name."""
+    """Only the last token is pooled, prompt included. Both spellings of the mode: a flag each, or one
+    name."""
     pooling = _object(path)
     modes = {
         key.removeprefix("pooling_mode_")
         for key, on in pooling.items()
-        if key.startswith("pooling_mode_") and on is True
+        if key.startswith("pooling_mode_") and on
     }
     if isinstance(pooling.get("pooling_mode"), str):
         modes.add(pooling["pooling_mode"])

@@ -1,8 +1,8 @@
 """The Qwen3 encoder, to be read from top to bottom.
 
-A text's token ids go in, a unit vector comes out. NumPy only: no kernels, no padding, no cache, one text at a time.
-This file is the specification; engine.py has the same functions in the same order, made fast. It runs in the
-precision of the weights it is given: float32, or float64 for a ground truth.
+A text's token ids go in, a unit vector comes out. NumPy only: no kernels, no padding, no cache, one text at a
+time. This file is the specification; engine.py has the same functions in the same order, made fast. It runs
+in the precision of the weights it is given: float32, or float64 for a ground truth.
 
 A name's suffix tells its shape; a weight has the name and the shape [out, in] it has in the checkpoint.
 
@@ -15,27 +15,32 @@ A name's suffix tells its shape; a weight has the name and the shape [out, in] i
 
 What differs from Llama is marked with [Qwen3].
 
-Source: the published weights are defined by transformers' modeling_qwen3.py; "Qwen3 Embedding", arXiv:2506.05176.
+Source: the published weights are defined by transformers' modeling_qwen3.py; "Qwen3 Embedding",
+arXiv:2506.05176.
 """
 
 import numpy as np
 
 
 def silu(x):
-    """x * sigmoid(x)  (arXiv:1702.03118). The bound keeps exp finite: e^88 is the last power float32 can hold."""
+    """x * sigmoid(x)  (arXiv:1702.03118). The bound keeps exp finite: e^88 is the last power float32 can
+    hold."""
     return x / (1 + np.exp(np.minimum(-x, 88)))
 
 
 def softmax(x):
-    """exp(x) / sum(exp(x)) over the last axis; subtracting the maximum changes nothing but keeps exp finite."""
+    """exp(x) / sum(exp(x)) over the last axis; subtracting the maximum changes nothing but keeps exp
+    finite."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
 def rms_norm(x, weight, eps):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis  (arXiv:1910.07467). No mean is subtracted, no bias added.
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis  (arXiv:1910.07467). No mean is subtracted, no
+    bias added.
 
-    Never in half precision: the real 0.6B has one channel near 5700 at the first token, and 5700^2 overflows float16.
+    Never in half precision: the real 0.6B has one channel near 5700 at the first token, and 5700^2 overflows
+    float16.
     """
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
@@ -43,9 +48,10 @@ def rms_norm(x, weight, eps):
 def rope_table(T, H, theta):
     """cos and sin of position * theta^(-2i/H), i = 0 .. H/2-1: two arrays [T, P = H/2]  (arXiv:2104.09864).
 
-    Channel pair i turns by one radian every theta^(2i/H) tokens: i = 0 every token, the last about every million.
-    Frequencies, angles and cosines are float32 values, whatever the weights: the published arithmetic rounds the
-    angles like this, and an exact table would differ from it by up to 1e-3 radians at position 30000.
+    Channel pair i turns by one radian every theta^(2i/H) tokens: i = 0 every token, the last about every
+    million. Frequencies, angles and cosines are float32 values, whatever the weights: the published
+    arithmetic rounds the angles like this, and an exact table would differ from it by up to 1e-3 radians at
+    position 30000.
     """
     exponents = np.arange(0, H, 2, dtype=np.float32) / np.float32(H)
     inv_freq = np.float32(1) / np.power(theta, exponents, dtype=np.float64).astype(np.float32)
@@ -54,7 +60,8 @@ def rope_table(T, H, theta):
 
 
 def apply_rope(x_TNH, cos, sin):
-    """Rotate each head's channels by the token's angles. Channel i pairs with i + H/2, not with its neighbour:
+    """Rotate each head's channels by the token's angles. Channel i pairs with i + H/2, not with its
+    neighbour:
 
     channel   0   1  ...  63 | 64  65 ... 127
               a0  a1     a63 | b0  b1     b63        (a_i, b_i) turns by angle i
@@ -71,7 +78,8 @@ def attention(x_TD, cos, sin, eps, q_proj, k_proj, v_proj, o_proj, q_norm, k_nor
     k_SKH = (x_TD @ k_proj.T).reshape(T, -1, H)
     v_SKH = (x_TD @ v_proj.T).reshape(T, -1, H)
 
-    # [Qwen3] each head's query and key is RMS-normalised over its own H channels, before RoPE; values are not.
+    # [Qwen3] each head's query and key is RMS-normalised over its own H channels, before RoPE; values are
+    # not.
     q_TNH = apply_rope(rms_norm(q_TNH, q_norm, eps), cos, sin)
     k_SKH = apply_rope(rms_norm(k_SKH, k_norm, eps), cos, sin)
 
@@ -95,17 +103,19 @@ def mlp(x_TD, gate_proj, up_proj, down_proj):
 
 def block(x_TD, layer, cos, sin, eps):
     """One layer: attention and MLP each read a normalised copy of the residual stream and add to it."""
-    x_TD = x_TD + attention(
-        rms_norm(x_TD, layer["input_layernorm"], eps), cos, sin, eps, **layer["self_attn"]
-    )
-    x_TD = x_TD + mlp(rms_norm(x_TD, layer["post_attention_layernorm"], eps), **layer["mlp"])
+    h_TD = rms_norm(x_TD, layer["input_layernorm"], eps)
+    x_TD = x_TD + attention(h_TD, cos, sin, eps, **layer["self_attn"])
+    h_TD = rms_norm(x_TD, layer["post_attention_layernorm"], eps)
+    x_TD = x_TD + mlp(h_TD, **layer["mlp"])
     return x_TD
 
 
 def encode(texts, embed_tokens, layers, norm, eps, theta, head_dim):
-    """Token ids of each text -> its states x_TD after the last layer and the final norm, a list as long as `texts`.
+    """Token ids of each text -> its states x_TD after the last layer and the final norm, a list as long as
+    `texts`.
 
-    `layers` yields each layer's weights once; all texts pass before the next is read, each of them on its own.
+    `layers` yields each layer's weights once; all texts pass before the next is read, each of them on its
+    own.
     """
     xs = [embed_tokens[ids_T] for ids_T in texts]  # rows of the table as they are, no scaling
     tables = [rope_table(len(ids_T), head_dim, theta) for ids_T in texts]
@@ -115,7 +125,8 @@ def encode(texts, embed_tokens, layers, norm, eps, theta, head_dim):
 
 
 def pool(x_TD):
-    """The state of the last token, which is the appended <|endoftext|>: the only one that has seen the whole text."""
+    """The state of the last token, which is the appended <|endoftext|>: the only one that has seen the
+    whole text."""
     return x_TD[-1]
 
 

@@ -1,8 +1,10 @@
-"""Generated checkpoints: a complete folder in the Hub's layout whose weights mean nothing but are shaped like real ones.
+"""Generated checkpoints: a complete folder in the Hub's layout whose weights mean nothing but are shaped like
+real ones.
 
-For tests, benchmarks and the demo, where the published weights cannot be had. Names, prefix, tying, sharding and side
-files are those of the published model; the values are random, with what makes real weights numerically hard: norm
-gammas far from one, and a massive activation (in the real 0.6B, channel 35 is near 5700 at the first token).
+For tests, benchmarks and the demo, where the published weights cannot be had. Names, prefix, tying, sharding
+and side files are those of the published model; the values are random, with what makes real weights
+numerically hard: norm gammas far from one, and a massive activation (in the real 0.6B, channel 35 is near
+5700 at the first token).
 """
 
 from __future__ import annotations
@@ -61,10 +63,11 @@ def synthesize(
 ) -> Path:
     """Write a generated checkpoint of the shape of `like` (a key of LIKE) into the new or empty `folder`.
 
-    The same seed gives the same bytes. `layers` overrides num_hidden_layers; `tokenizer` is the tokenizer.json to copy
-    (default: the small one that comes with this package). `progress(bytes_done, bytes_in_all)` is called as it goes.
-    The folder appears complete or not at all. Raises ValueError for an unknown `like`, FileExistsError for a folder
-    that holds something, CheckpointError for a tokenizer that does not fit.
+    The same seed gives the same bytes. `layers` overrides num_hidden_layers; `tokenizer` is the
+    tokenizer.json to copy (default: the small one that comes with this package). `progress(bytes_done,
+    bytes_in_all)` is called as it goes. The folder appears complete or not at all. Raises ValueError for an
+    unknown `like`, FileExistsError for a folder that holds something, CheckpointError for a tokenizer that
+    does not fit.
     """
     if like not in LIKE:
         raise ValueError(f"like = {like!r} is not one of {', '.join(LIKE)}")
@@ -72,6 +75,8 @@ def synthesize(
         raise ValueError(f"layers = {layers} must be at least 1")
     config = LIKE[like] if layers is None else replace(LIKE[like], num_hidden_layers=layers)
     folder = Path(folder)
+    if not folder.name:
+        raise ValueError(f"{folder}: give the name of a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: exists and is not an empty folder; nothing was written")
     source = Path(tokenizer or BUILT_IN_TOKENIZER)
@@ -90,8 +95,8 @@ def synthesize(
 
 
 def massive_token_ids(config: Config, seed: int) -> NDArray[np.int64]:
-    """The token ids (300 of the published vocabularies) whose embedding has the massive channel. Never the last 64
-    ids: `<|endoftext|>`, whose state becomes the vector, is not massive in the real model either."""
+    """The token ids (300 of the published vocabularies) whose embedding has the massive channel. Never the
+    last 64 ids: `<|endoftext|>`, whose state becomes the vector, is not massive in the real model either."""
     count = max(2, min(300, config.vocab_size // 100))
     return np.random.default_rng([seed, 1]).choice(config.vocab_size - 64, count, replace=False)
 
@@ -119,8 +124,8 @@ def tensor_values(
             gammas[channel] = MASSIVE_GAMMA
         yield to_bfloat16(gammas)
         return
-    # Each projection keeps the variance of what it reads; what is added to the residual stream is damped so that
-    # the stream grows with depth as in trained models and the first layers still count at the end.
+    # Each projection keeps the variance of what it reads; what is added to the residual stream is damped so
+    # that the stream grows with depth as in trained models and the first layers still count at the end.
     std = 1.0 if name == "embed_tokens.weight" else shape[1] ** -0.5
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         std *= (2 * config.num_hidden_layers) ** -0.5
@@ -137,7 +142,8 @@ def tensor_values(
 
 
 def shards(like: str, config: Config) -> list[dict[str, tuple[int, ...]]]:
-    """Tensor names as stored, with their shapes, file by file: split greedily by size as the published files are."""
+    """Tensor names as stored, with their shapes, file by file: split greedily by size as the published
+    files are."""
     reranker = like.startswith("reranker")
     shapes = {f"model.{n}" if reranker else n: s for n, s in tensor_shapes(config).items()}
     if reranker and not config.tie_word_embeddings:
@@ -152,8 +158,8 @@ def shards(like: str, config: Config) -> list[dict[str, tuple[int, ...]]]:
 
 
 def safetensors_header(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """The length and JSON header of a bfloat16 safetensors file, byte for byte as the library writes it: compact,
-    sorted by name, padded with spaces to a multiple of 8."""
+    """The length and JSON header of a bfloat16 safetensors file, byte for byte as the library writes it:
+    compact, sorted by name, padded with spaces to a multiple of 8."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in sorted(shapes):
@@ -202,7 +208,7 @@ def _write_tensor(
 
 def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) -> None:
     reranker = like.startswith("reranker")
-    ids = {token["content"]: token["id"] for token in load_json(tokenizer)["added_tokens"]}
+    ids = {token["content"]: token["id"] for token in load_json(tokenizer).get("added_tokens", [])}
     end, im_end = ids.get("<|endoftext|>"), ids.get("<|im_end|>")
     _write_json(
         folder / "config.json",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their longest cell: the first to the left, the others to the right if they hold numbers."""
+    """Columns as wide as their longest cell: the first to the left, the others to the right if they hold
+    numbers."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     numeric = [all(_is_number(cell) for cell in column[1:]) for column in columns]

@@ -2,8 +2,8 @@
 
     python tests/make_tokenizer.py      writes qwen3np/data/tokenizer.json
 
-The same construction as Qwen's (NFC, split regex, byte-level BPE, `<|endoftext|>` appended), 2,000 tokens instead of
-151,669, so that the demo and the tests run real tokenisation without the Hub.
+The same construction as Qwen's (NFC, split regex, byte-level BPE, `<|endoftext|>` appended), 2,000 tokens
+instead of 151,669, so that the demo and the tests run real tokenisation without the Hub.
 """
 
 from pathlib import Path
@@ -11,7 +11,9 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 ROOT = Path(__file__).parent.parent
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + (
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ADDED = ["<think>", "</think>"]
 VOCAB_SIZE = 2000

@@ -1,0 +1,82 @@
+"""Error against float64 of this package and of PyTorch, on the same generated 0.6B checkpoint and the same
+token ids.
+
+    python benchmarks/accuracy.py [FOLDER]      needs the extra `hf`; writes benchmarks/results/accuracy.json
+
+FOLDER holds a generated checkpoint (`qwen3np synth FOLDER --like 0.6B`); without it one is made in a
+temporary folder. The truth is transformers in float64. Half of the texts start with a massive activation
+(5700 in one channel).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModel
+
+from qwen3np import Embedder, reference
+from qwen3np.synth import massive_token_ids, synthesize
+
+RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+LENGTHS = (8, 8, 40, 40, 200, 200, 2048)
+
+
+def token_ids(model: Embedder) -> list[list[int]]:
+    rng = np.random.default_rng(3)
+    massive = massive_token_ids(model.config, seed=0)
+    texts = []
+    for i, length in enumerate(LENGTHS):
+        ids = rng.integers(0, model.config.vocab_size - 64, length)
+        if i % 2 == 0:
+            ids[0], ids[length // 2] = massive[i], massive[i + 1]
+        ids[-1] = model.tokenizer.end_of_text
+        texts.append(ids.tolist())
+    return texts
+
+
+def transformers_vectors(folder: Path, texts: list[list[int]], dtype: torch.dtype) -> np.ndarray:
+    model = AutoModel.from_pretrained(folder, dtype=dtype).eval()
+    with torch.no_grad():
+        states = [model(torch.tensor([ids])).last_hidden_state[0, -1].double().numpy() for ids in texts]
+    del model
+    gc.collect()
+    return reference.normalize(np.stack(states))
+
+
+def main(folder: Path) -> None:
+    model = Embedder(folder, backend="numpy")
+    texts = token_ids(model)
+    vectors = {"qwen3np numpy (reading copy)": reference.normalize(model.backend.encode(texts))}
+    for name in ("float32", "bfloat16", "float16"):
+        vectors[f"PyTorch {name}"] = transformers_vectors(folder, texts, getattr(torch, name))
+    truth = transformers_vectors(folder, texts, torch.float64)
+    rows = []
+    for name, v in vectors.items():
+        v = v.astype(np.float64)
+        rows.append(
+            {
+                "name": name,
+                "max_abs": float(np.abs(v - truth).max()),
+                "one_minus_cosine": float((1 - (v * truth).sum(axis=1) / np.linalg.norm(v, axis=1)).max()),
+            }
+        )
+        print(f"{name:40} {rows[-1]['max_abs']:.1e}  {rows[-1]['one_minus_cosine']:.1e}")
+    versions = {"numpy": np.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    about = {"machine": platform.machine(), "lengths": LENGTHS, "versions": versions}
+    RESULTS.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(synthesize(Path(temporary) / "0.6B", "0.6B"))

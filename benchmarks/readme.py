@@ -1,0 +1,71 @@
+"""Fills the generated parts of README.md: text between `<!-- NAME -->` and `<!-- end -->`.
+
+python benchmarks/readme.py             writes them
+python benchmarks/readme.py --check     fails if one is stale (the demo's output holds times and is not
+compared)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+READING_ORDER = {
+    "qwen3np/reference.py": "the whole model in NumPy: start here",
+    "qwen3np/config.py": "config.json, every key used or refused",
+    "qwen3np/checkpoint.py": "safetensors to named, memory-mapped arrays",
+    "qwen3np/tokenizer.py": "text to token ids, and the token that is pooled",
+    "qwen3np/embedder.py": "what users call",
+    "qwen3np/parity.py": "comparison stage by stage",
+    "qwen3np/synth.py": "generated checkpoints, true in all but the values",
+}
+
+
+def reading_order() -> str:
+    lines = ["| file | lines | |", "|---|---|---|"]
+    for name, what in READING_ORDER.items():
+        lines.append(f"| [{name}]({name}) | {len((ROOT / name).read_text().splitlines())} | {what} |")
+    return "\n".join(lines)
+
+
+def accuracy() -> str:
+    results = json.loads((ROOT / "benchmarks/results/accuracy.json").read_text())
+    lines = ["| | max abs | 1 - cosine |", "|---|---|---|"]
+    for row in results["rows"]:
+        nan = row["max_abs"] != row["max_abs"]
+        figures = "not a number | -" if nan else f"{row['max_abs']:.1e} | {row['one_minus_cosine']:.0e}"
+        lines.append(f"| {row['name']} | {figures} |")
+    lengths = ", ".join(map(str, sorted(set(results["about"]["lengths"]))))
+    versions = ", ".join(f"{name} {version}" for name, version in results["about"]["versions"].items())
+    return "\n".join(lines) + f"\n\nTexts of {lengths} tokens; {versions}."
+
+
+def demo() -> str:
+    run = subprocess.run(["qwen3np", "demo"], capture_output=True, text=True, check=True)
+    return f"```\n{run.stdout.rstrip()}\n```"
+
+
+def fill(readme: str, name: str, text: str) -> str:
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
+    if not pattern.search(readme):
+        raise SystemExit(f"README.md has no part <!-- {name} -->")
+    return pattern.sub(lambda match: match[1] + text + "\n" + match[2], readme)
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    readme = path.read_text()
+    filled = fill(fill(readme, "reading order", reading_order()), "accuracy", accuracy())
+    if "--check" in sys.argv:
+        if filled != readme:
+            raise SystemExit("README.md has stale figures: run python benchmarks/readme.py")
+        return
+    path.write_text(fill(filled, "demo", demo()))
+
+
+if __name__ == "__main__":
+    main()

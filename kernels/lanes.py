@@ -1,0 +1,219 @@
+"""Lanes: sixteen float32 in registers, as a Numba type.
+
+Activations are panels of 16 tokens (features are rows, tokens are lanes), so every kernel is vertical
+arithmetic on rows of 16: no shuffles, and a token's result never depends on its neighbours. LLVM lowers one
+Lanes to a single AVX-512 register, two of AVX2 or four of NEON. Numba's own loops over small arrays keep
+nothing in registers; this type does.
+
+    a = load(array, i)        16 floats from the flat index i of a C-contiguous float32 array
+    a * b + splat(c)          arithmetic; fma(a, b, c) rounds once
+    select(a <= b, x, y)      a comparison gives a Mask
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+WIDTH = 16
+
+i1, i32, i64, f32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
+v16 = ir.VectorType(f32, WIDTH)
+v16i = ir.VectorType(i32, WIDTH)
+v16m = ir.VectorType(i1, WIDTH)
+
+
+class BFloat(ir.types.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat)
+
+    def __hash__(self) -> int:
+        return hash(BFloat)
+
+
+bf16 = BFloat()
+v16b, v32b = ir.VectorType(bf16, 16), ir.VectorType(bf16, 32)
+
+
+class LanesType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="Lanes")
+
+
+class MaskType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="LanesMask")
+
+
+lanes, mask = LanesType(), MaskType()
+
+
+def _vector_model(element: Any) -> type:
+    class VectorModel(models.PrimitiveModel):
+        def __init__(self, dmm: Any, fe_type: Any) -> None:
+            super().__init__(dmm, fe_type, ir.VectorType(element, WIDTH))
+
+    return VectorModel
+
+
+register_model(LanesType)(_vector_model(f32))
+register_model(MaskType)(_vector_model(i1))
+
+
+def constant(x: float) -> ir.Constant:
+    return ir.Constant(v16, [x] * WIDTH)
+
+
+def broadcast(b: Any, scalar: Any) -> Any:
+    """A scalar of any type in all 16 lanes."""
+    vector = ir.VectorType(scalar.type, WIDTH)
+    one = b.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(i32, 0))
+    return b.shuffle_vector(one, one, ir.Constant(v16i, [0] * WIDTH))
+
+
+def llvm(b: Any, name: str, *args: Any, result: Any = None) -> Any:
+    """Call an LLVM intrinsic; its result type is its first argument's unless given."""
+    kind = ir.FunctionType(result or args[0].type, [a.type for a in args])
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), args)
+
+
+def pointer(context: Any, b: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """The address of the flat element `index` of a C-contiguous array: a GEP from its base (numba #10695)."""
+    return b.gep(context.make_array(array_type)(context, b, array).data, [index])
+
+
+def vector_load(b: Any, address: Any, vector: Any, align: int = 4) -> Any:
+    return b.load(b.bitcast(address, vector.as_pointer()), align=align)
+
+
+def vector_store(b: Any, value: Any, address: Any, align: int = 4) -> None:
+    b.store(value, b.bitcast(address, value.type.as_pointer()), align=align)
+
+
+@intrinsic
+def load(typingctx, array, index):
+    def codegen(context, b, sig, args):
+        return vector_load(b, pointer(context, b, sig.args[0], *args), v16)
+
+    return lanes(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    def codegen(context, b, sig, args):
+        vector_store(b, args[2], pointer(context, b, sig.args[0], *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def splat(typingctx, x):
+    return lanes(types.float32), lambda context, b, sig, args: broadcast(b, args[0])
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c with one rounding."""
+    return lanes(lanes, lanes, lanes), lambda context, b, sig, args: llvm(b, "llvm.fma.v16f32", *args)
+
+
+@intrinsic
+def sqrt(typingctx, a):
+    return lanes(lanes), lambda context, b, sig, args: llvm(b, "llvm.sqrt.v16f32", *args)
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    return lanes(lanes, lanes), lambda context, b, sig, args: llvm(b, "llvm.maxnum.v16f32", *args)
+
+
+@intrinsic
+def minimum(typingctx, a, b):
+    return lanes(lanes, lanes), lambda context, b, sig, args: llvm(b, "llvm.minnum.v16f32", *args)
+
+
+@intrinsic
+def select(typingctx, condition, yes, no):
+    return lanes(mask, lanes, lanes), lambda context, b, sig, args: b.select(*args)
+
+
+@intrinsic
+def both(typingctx, a, b):
+    return mask(mask, mask), lambda context, b, sig, args: b.and_(*args)
+
+
+# Cephes' expf: exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts so that r is
+# exact.
+LOG2_E, LN2_HIGH, LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
+EXP_POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+EXP_MIN, EXP_MAX = -87.0, 88.0
+
+
+@intrinsic
+def exp(typingctx, a):
+    """e^x to 2 ulp; exactly 0 below -87 (and for -inf), clamped at e^88."""
+
+    def codegen(context, b, sig, args):
+        def fused(*abc):
+            return llvm(b, "llvm.fma.v16f32", *abc)
+
+        x = llvm(b, "llvm.minnum.v16f32", args[0], constant(EXP_MAX))
+        zero = b.fcmp_ordered("<", x, constant(EXP_MIN))
+        x = llvm(b, "llvm.maxnum.v16f32", x, constant(EXP_MIN))
+        n = llvm(b, "llvm.floor.v16f32", fused(x, constant(LOG2_E), constant(0.5)))
+        r = fused(n, constant(-LN2_LOW), fused(n, constant(-LN2_HIGH), x))
+        y = constant(EXP_POLYNOMIAL[0])
+        for c in EXP_POLYNOMIAL[1:]:
+            y = fused(y, r, constant(c))
+        y = b.fadd(fused(y, b.fmul(r, r), r), constant(1.0))
+        bits = b.shl(
+            b.add(b.fptosi(n, v16i), ir.Constant(v16i, [127] * WIDTH)), ir.Constant(v16i, [23] * WIDTH)
+        )
+        return b.select(zero, constant(0.0), b.fmul(y, b.bitcast(bits, v16)))
+
+    return lanes(lanes), codegen
+
+
+def _arithmetic(name: str) -> Any:
+    @intrinsic
+    def operation(typingctx, a, b):
+        return lanes(lanes, lanes), lambda context, b, sig, args: getattr(b, name)(*args)
+
+    return operation
+
+
+def _comparison(symbol: str) -> Any:
+    @intrinsic
+    def operation(typingctx, a, b):
+        return mask(lanes, lanes), lambda context, b, sig, args: b.fcmp_ordered(symbol, *args)
+
+    return operation
+
+
+def _define(python_operator: Any, operation: Any) -> None:
+    @overload(python_operator)
+    def typed(a, b):
+        if isinstance(a, LanesType) and isinstance(b, LanesType):
+            return lambda a, b: operation(a, b)
+
+
+for _operator, _name in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _define(_operator, _arithmetic(_name))
+for _operator, _symbol in ((operator.le, "<="), (operator.lt, "<"), (operator.ge, ">="), (operator.gt, ">")):
+    _define(_operator, _comparison(_symbol))

@@ -1,0 +1,34 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qwen3np.synth import synthesize
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """The folder of a tiny generated embedding model. Shared: not to be changed."""
+    return synthesize(tmp_path_factory.mktemp("models") / "tiny", "tiny")
+
+
+@pytest.fixture
+def tiny_copy(tiny, tmp_path) -> Path:
+    """The same, for this test alone."""
+    return Path(shutil.copytree(tiny, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real Qwen files (tokenizers, configs, golden values), too large for the repository."""
+    folder = Path(
+        os.environ.get("QWEN3NP_ASSETS") or Path(__file__).parents[2] / "shared" / "assets"
+    ).resolve()
+    if not (folder / "tokenizers").is_dir():
+        pytest.skip(f"no real Qwen files in {folder}; QWEN3NP_ASSETS names another folder")
+    return folder

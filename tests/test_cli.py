@@ -1,0 +1,213 @@
+"""The command line: what it prints, and one line with exit code 2 for everything that can go wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3np import Embedder, __version__
+from qwen3np.cli import main
+
+TEXTS = ["The capital of China is Beijing.", "中国\u2028首都", ""]
+
+
+@pytest.fixture(scope="module")
+def model(tiny) -> Embedder:
+    return Embedder(tiny)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs one command in this process: (exit code, stdout, stderr)."""
+
+    def run(*args: object, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            code = main([str(arg) for arg in args])
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def program(*args: object, cwd: Path, **options) -> subprocess.CompletedProcess:
+    """Runs one command as a user does, where no model can be downloaded or is in the cache."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "home"), "PYTHONUTF8": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, "-m", "qwen3np", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", **options)
+
+
+def embeddings(lines: str) -> np.ndarray:
+    return np.array([json.loads(line)["embedding"] for line in lines.split("\n") if line], np.float32)
+
+
+def test_embed_prints_a_json_line_for_each_argument(run, tiny, model):
+    """Every digit of the float32 vectors survives; the text is there as it was given."""
+    code, out, err = run("embed", "--model", tiny, *TEXTS)
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["text"] for line in out.split("\n") if line] == TEXTS
+    np.testing.assert_array_equal(embeddings(out), model.encode(TEXTS))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False], ids=["ended", "open"])
+def test_embed_reads_a_text_a_line_from_stdin(run, tiny, end, last):
+    """Lines end at newlines only, not at U+2028; an empty line is an empty text."""
+    stdin = end.join([*TEXTS, "last"]) + (end if last else "")
+    code, out, _ = run("embed", "--model", tiny, stdin=stdin.encode())
+    assert (code, out) == (0, run("embed", "--model", tiny, *TEXTS, "last")[1])
+
+
+@pytest.mark.parametrize(
+    "options, arguments",
+    [
+        (["--query"], {"prompt_name": "query"}),
+        (["--prompt", "Classify: "], {"prompt": "Classify: "}),
+        (["--dim", "32"], {"truncate_dim": 32}),
+        (["--query", "--dim", "40", "--backend", "numpy"], {"prompt_name": "query", "truncate_dim": 40}),
+    ],
+)
+def test_embed_options_are_those_of_encode(run, tiny, model, options, arguments):
+    _, out, _ = run("embed", "--model", tiny, *options, *TEXTS)
+    np.testing.assert_allclose(embeddings(out), model.encode(TEXTS, **arguments), atol=1e-6)
+    if options == ["--query"]:
+        np.testing.assert_array_equal(embeddings(out), model.encode_query(TEXTS))
+
+
+def test_embed_writes_an_array(run, tiny, model, tmp_path):
+    """In place of an older one; stdout stays empty and no temporary file is left."""
+    (tmp_path / "out.npy").write_bytes(b"older")
+    code, out, err = run("embed", "--model", tiny, "--output", tmp_path / "out.npy", *TEXTS)
+    assert (code, out) == (0, "") and "3 x 96 float32" in err
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), model.encode(TEXTS))
+    assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
+
+
+def test_similarity_prints_the_scores(run, tiny, model):
+    queries, documents = ["What is the capital?", "Gravity"], ["Beijing.", "It attracts.", "三"]
+    args = [x for q in queries for x in ("-q", q)] + [x for d in documents for x in ("-d", d)]
+    code, out, err = run("similarity", "--model", tiny, "--dim", "48", *args)
+    assert (code, err) == (0, "")
+    expected = model.similarity(
+        model.encode_query(queries, truncate_dim=48), model.encode_document(documents, truncate_dim=48)
+    )
+    for query, row in zip(queries, expected, strict=True):
+        [line] = [line for line in out.split("\n") if line.startswith(query)]
+        np.testing.assert_allclose([float(x) for x in line.split()[-3:]], row, atol=6e-5)
+    assert all(f"[{i}] {d}" in out for i, d in enumerate(documents, 1))
+
+
+def test_info_describes_machine_and_model(run, tiny):
+    code, machine, _ = run("info")
+    assert code == 0 and "CPU features" in machine and f"qwen3np       {__version__}" in machine
+    code, out, _ = run("info", "--model", tiny)
+    for part in ("652,384 in 46 tensors, BF16", "6 query heads, 2 key/value", "2048 rows", "query, document"):
+        assert code == 0 and part in out
+
+
+def test_synth_writes_a_model_that_embeds(run, tmp_path):
+    assert run("synth", tmp_path / "m", "--layers", 2, "--seed", 7)[:2] == (0, "")
+    assert run("embed", "--model", tmp_path / "m", "a")[0] == 0
+    code, _, err = run("synth", tmp_path / "m")
+    assert code == 2 and "nothing was written" in err
+
+
+def test_the_demo_runs_without_a_network(tmp_path):
+    """It says that the weights are generated, and that they agree with the reading copy."""
+    done = program("demo", cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "GENERATED" in done.stdout and "What is the capital of China?" in done.stdout
+
+
+def test_the_demo_does_not_take_an_interrupted_download_for_the_model(tiny, tmp_path):
+    snapshot = tmp_path / "home" / "hub" / "models--Qwen--Qwen3-Embedding-0.6B" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    (snapshot / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    done = program("demo", cwd=tmp_path, timeout=60)
+    assert done.returncode == 0 and "GENERATED" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args, stdin, reason",
+    [
+        ([], b"", "arguments are required: COMMAND"),
+        (["embedd"], b"", "invalid choice: 'embedd'"),
+        (["embed", "--dimension", "5", "x"], b"", "unrecognized arguments: --dimension"),
+        (["embed", "--dim", "many", "x"], b"", "invalid int value: 'many'"),
+        (["embed", "--dim", "7", "--model", "TINY", "x"], b"", "truncate_dim = 7 must be between 32 and 96"),
+        (["embed", "--dim", "97", "--model", "TINY", "x"], b"", "truncate_dim = 97 must be between"),
+        (["embed", "--backend", "cuda", "--model", "TINY", "x"], b"", "backend = 'cuda' is not one of"),
+        (["embed", "--model", "./missing", "x"], b"", "missing: no such folder"),
+        (["embed", "--model", "two words", "x"], b"", "neither a folder nor a valid Hub id"),
+        (["embed", "--model", ".", "x"], b"", "holds no config.json"),
+        (["embed", "--model", "TINY", "\udcff"], b"", "text 0 is not valid Unicode"),
+        (["embed", "--model", "TINY", "--prompt", "\udcff", "x"], b"", "the prompt is not valid Unicode"),
+        (["embed", "--model", "TINY"], b"", "no text given"),
+        (["embed", "--model", "TINY"], b"good\nb\xffd\n", "stdin, line 2: is not UTF-8"),
+        (["embed", "--model", "TINY", "--output", "vectors.txt", "x"], b"", "the name must end in .npy"),
+        (["embed", "--model", "TINY", "--output", "missing/v.npy", "x"], b"", "there is no folder missing"),
+        (["similarity", "--model", "TINY", "-q", "x"], b"", "arguments are required: -d/--document"),
+        (["info", "--model", "./missing"], b"", "missing: no such folder"),
+        (["synth", "new", "--like", "7B"], b"", "'7B' is not one of"),
+        (["synth", "new", "--layers", "0"], b"", "layers = 0"),
+        (["synth", "."], b"", "give the name of a new folder"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(run, tiny, tmp_path, monkeypatch, args, stdin, reason):
+    """Whatever is wrong: nothing on stdout, nothing written, no traceback."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*[tiny if arg == "TINY" else arg for arg in args], stdin=stdin)
+    assert (code, out) == (2, "")
+    assert err.startswith("qwen3np") and ": error: " in err and reason in err
+    assert err.count("\n") == 1 and err.endswith("\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_model_with_many_problems_is_one_line_too(run, tiny_copy):
+    (tiny_copy / "config.json").write_text((tiny_copy / "config.json").read_text().replace("96", "64"))
+    code, _, err = run("embed", "--model", tiny_copy, "x")
+    assert code == 2 and err.count("\n") == 1 and "embed_tokens.weight is [2048, 96]" in err
+
+
+@pytest.mark.parametrize("args", [["--dim", "7", "x"], ["\udcff"], ["--prompt-name", "x"]])
+def test_a_failing_run_leaves_an_existing_output_alone(run, tiny, tmp_path, args):
+    (tmp_path / "out.npy").write_bytes(b"precious")
+    assert run("embed", "--model", tiny, "--output", tmp_path / "out.npy", *args)[0] == 2
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("out.npy", b"precious")]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tiny, tmp_path):
+    """`qwen3np embed ... | head -1`: far more output than a pipe holds, and nobody to read it."""
+    command = [sys.executable, "-m", "qwen3np", "embed", "--model", str(tiny)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdin.write(b"a\n" * 300)
+        process.stdin.close()
+        assert json.loads(process.stdout.readline())["text"] == "a"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
+def test_as_a_module_and_as_a_program(tmp_path):
+    assert program("--version", cwd=tmp_path).stdout == f"qwen3np {__version__}\n"
+    script = Path(sys.executable).with_name("qwen3np")
+    assert subprocess.run([script, "--version"], capture_output=True).stdout.split() == [
+        b"qwen3np",
+        __version__.encode(),
+    ]
+    failed = program("embed", "x", cwd=tmp_path)
+    assert failed.returncode == 2 and failed.stdout == ""
+    assert failed.stderr.count("\n") == 1 and "HF_HUB_OFFLINE" in failed.stderr

@@ -1,0 +1,98 @@
+"""Live against PyTorch and transformers at the full width and depth of the 0.6B: pytest -m hf"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+
+import numpy as np
+import pytest
+
+from qwen3np import Embedder, reference
+from qwen3np.synth import massive_token_ids, synthesize
+
+pytestmark = pytest.mark.hf
+
+torch = pytest.importorskip("torch", reason='the live comparison needs the extra: pip install ".[hf]"')
+LENGTHS = (1, 2, 17, 64, 300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, assets):
+    tokenizer = assets / "tokenizers" / "qwen3_embedding_0.6b.tokenizer.json"
+    return synthesize(tmp_path_factory.mktemp("hf") / "0.6B", "0.6B", tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return Embedder(folder)
+
+
+@pytest.fixture(scope="module")
+def texts(model):
+    """Random token ids, most texts with massive activations at the first and at inner tokens, all ended
+    properly."""
+    rng = np.random.default_rng(1)
+    massive = massive_token_ids(model.config, seed=0)
+    texts = []
+    for length in LENGTHS:
+        ids = rng.integers(0, 151643, length)
+        ids[rng.integers(0, length, length // 8)] = massive[: length // 8]
+        ids[0] = massive[-1]
+        ids[-1] = model.tokenizer.end_of_text
+        texts.append(ids.tolist())
+    return texts
+
+
+def transformers_vectors(folder, texts, dtype):
+    from transformers import AutoModel
+
+    # In its precision from the files: a bf16 model cast up would keep bf16 rotary frequencies.
+    hf = AutoModel.from_pretrained(folder, dtype=dtype).eval()
+    with torch.no_grad():
+        states = [hf(torch.tensor([ids])).last_hidden_state[0, -1].double().numpy() for ids in texts]
+    del hf
+    gc.collect()
+    return reference.normalize(np.stack(states))
+
+
+@pytest.fixture(scope="module")
+def float32(folder, texts):
+    return transformers_vectors(folder, texts, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def float64(folder, texts):
+    return transformers_vectors(folder, texts, torch.float64)
+
+
+@pytest.mark.parametrize("backend", ["numpy"])
+def test_vectors_are_transformers(folder, texts, float32, float64, backend):
+    """Within 1e-6 of float32, and no further from float64 than twice PyTorch's float32 is."""
+    vectors = reference.normalize(Embedder(folder, backend=backend).backend.encode(texts))
+    ours, theirs = (np.abs(v - float64).max() for v in (vectors, float32))
+    print(
+        f"\n{backend}: from float32 {np.abs(vectors - float32).max():.2e}, "
+        f"from float64 {ours:.2e} (PyTorch {theirs:.2e})"
+    )
+    assert np.abs(vectors - float32).max() <= 1e-6
+    assert ours <= 2 * theirs
+
+
+def test_sentence_transformers_gives_the_same_from_the_same_folder(folder, model):
+    """The whole path from text: tokenizer, prompt, appended token, pooling, normalisation, similarity."""
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    texts = ["", "What is the capital of China?", "中国的首都是北京。", "a\x00b\n\n  c 😀"]
+    np.testing.assert_allclose(model.encode(texts), theirs.encode(texts), atol=2e-6)
+    queries = theirs.encode_query(texts)
+    np.testing.assert_allclose(model.encode_query(texts), queries, atol=2e-6)
+    np.testing.assert_allclose(
+        model.similarity(queries, queries), theirs.similarity(queries, queries), atol=2e-6
+    )
+
+
+def test_transformers_finds_no_kernels_package():
+    """transformers probes for an unrelated package named `kernels` and breaks if ours answers."""
+    assert importlib.util.find_spec("kernels") is None

@@ -1,0 +1,84 @@
+"""What is installed and what is imported."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = set("torch transformers numba llvmlite numpy tokenizers safetensors huggingface_hub".split())
+
+
+def python(code: str, cwd: Path, executable: str | Path = sys.executable) -> str:
+    """What the code prints, run outside the repository with no model in reach."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_", "VIRTUAL_ENV"))}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "home"), "PYTHONUTF8": "1"}
+    options = {"cwd": cwd, "env": environment, "capture_output": True, "encoding": "utf-8", "timeout": 120}
+    done = subprocess.run([executable, "-c", code], **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported_by(code: str, cwd: Path) -> set[str]:
+    return HEAVY & set(python(f"{code}\nimport sys\nprint(*sys.modules)", cwd).split())
+
+
+def test_import_loads_nothing(tmp_path):
+    """`qwen3np --help`, or a program that may not embed at all, does not wait for a library."""
+    assert imported_by("import qwen3np, qwen3np.cli", tmp_path) == set()
+
+
+def test_the_reading_copy_needs_no_numba_and_a_folder_no_hub(tiny, tmp_path):
+    assert imported_by("from qwen3np import Embedder", tmp_path) == {"numpy", "tokenizers", "safetensors"}
+    code = f"from qwen3np import Embedder\nEmbedder({str(tiny)!r}, backend='numpy').encode('a')"
+    assert imported_by(code, tmp_path) == {"numpy", "tokenizers", "safetensors"}
+
+
+@pytest.mark.slow
+def test_the_wheel_works_away_from_the_repository(tmp_path):
+    """Built, installed into a fresh environment and run there: complete, without tests or benchmarks."""
+    ignore = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
+    tree = shutil.copytree(ROOT, tmp_path / "tree", ignore=ignore)  # a build leaves folders behind
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    wheels = tmp_path / "wheels"
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, tree], check=True)
+    [wheel] = wheels.glob("qwen3np-*-py3-none-any.whl")
+    shutil.rmtree(tree)
+
+    away = tmp_path / "away"
+    away.mkdir()
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=os.name != "nt")
+    executable = tmp_path / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    subprocess.run([*pip, "--python", executable, "install", "--no-deps", "--no-index", wheel], check=True)
+    [site_packages] = (tmp_path / "venv").rglob("site-packages")
+    # The dependencies are this environment's; its .pth files, an editable install's among them, are not read.
+    (site_packages / "dependencies.pth").write_text(str(Path(numpy.__file__).parents[1]))
+
+    files = {str(p.relative_to(site_packages)).replace(os.sep, "/") for p in site_packages.rglob("*.*")}
+    assert {"qwen3np/py.typed", "qwen3np/data/tokenizer.json", "qwen3np/kernels/__init__.py"} <= files
+    assert not {name for name in files if name.startswith(("tests", "benchmarks", "kernels"))}
+    modules = [p.relative_to(ROOT) for p in sorted(ROOT.glob("qwen3np/**/*.py"))]
+    modules += [Path("qwen3np") / p.relative_to(ROOT) for p in sorted(ROOT.glob("kernels/**/*.py"))]
+    installed = {name for name in files if name.startswith("qwen3np/") and name.endswith(".py")}
+    assert installed == {module.as_posix() for module in modules}
+
+    code = """
+import importlib.util, pathlib, sys
+import qwen3np, qwen3np.kernels
+assert pathlib.Path(sys.prefix) in pathlib.Path(qwen3np.__file__).parents, qwen3np.__file__
+assert pathlib.Path(sys.prefix) in pathlib.Path(qwen3np.kernels.__file__).parents, qwen3np.kernels.__file__
+for name in ("kernels", "tests", "benchmarks"):
+    assert importlib.util.find_spec(name) is None, name
+from qwen3np.cli import main
+sys.exit(main(["demo"]))
+"""
+    assert "GENERATED" in python(code, away, executable)
+    script = executable.with_name("qwen3np.exe" if os.name == "nt" else "qwen3np")
+    subprocess.run([script, "--version"], cwd=away, check=True, stdout=subprocess.DEVNULL)
