@@ -22,7 +22,8 @@ from numba.extending import intrinsic, models, overload, register_model
 
 WIDTH = 16
 
-i1, i32, i64, f32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
+i1, i8, i32, i64 = (ir.IntType(n) for n in (1, 8, 32, 64))
+f32 = ir.FloatType()
 v16 = ir.VectorType(f32, WIDTH)
 v16i = ir.VectorType(i32, WIDTH)
 v16m = ir.VectorType(i1, WIDTH)

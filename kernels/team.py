@@ -11,18 +11,20 @@ import sys
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .compiled import inline
 from .lanes import i32, pointer
 
-ARRIVED, GENERATION, STOP, TASKS = 0, 8, 16, 24  # 64 bytes apart, so that no two share a cache line
+ARRIVED, GENERATION, TASKS = 0, 8, 16  # 64 bytes apart, so that no two share a cache line
+STOP, STOPPING = 24, 32  # asked from outside at any time; what all threads saw at the latest barrier
 SPINS = 4000  # about 50 us of waiting before a thread offers its core to others
 
 
 def new_team() -> np.ndarray:
-    return np.zeros(32, np.int64)
+    return np.zeros(40, np.int64)
 
 
 @intrinsic
@@ -64,15 +66,15 @@ def yield_core(typingctx):
     return types.void(), codegen
 
 
-@njit(nogil=True)
+@inline
 def barrier(team, num_threads):
-    """Wait until all threads of the team are here; what they wrote before is visible to all after."""
-    if num_threads == 1:
-        return
+    """Wait until all threads of the team are here; what they wrote before is visible to all after. The last
+    to come starts the task counter anew, and takes up a request to stop: so all see it at the same place."""
     generation = atomic_load(team, GENERATION)
     if atomic_add(team, ARRIVED, 1) == num_threads - 1:
         atomic_store(team, ARRIVED, 0)
         atomic_store(team, TASKS, 0)
+        atomic_store(team, STOPPING, atomic_load(team, STOP))
         atomic_add(team, GENERATION, 1)
         return
     spins = 0
@@ -82,7 +84,13 @@ def barrier(team, num_threads):
             yield_core()
 
 
-@njit(nogil=True)
+@inline
+def stopping(team):
+    """Whether the team was asked to stop; the same answer for all threads since the latest barrier."""
+    return atomic_load(team, STOPPING) != 0
+
+
+@inline
 def share(n, thread, num_threads):
     """This thread's part of range(n): start and stop of an even, contiguous split."""
     return n * thread // num_threads, n * (thread + 1) // num_threads

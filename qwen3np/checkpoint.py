@@ -145,6 +145,14 @@ class Checkpoint:
     def num_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files)
 
+    def release(self) -> None:
+        """Give back the memory of the pages of the files read so far; they are read again when they are
+        used."""
+        mapped = {id(t.data.base): t.data.base for t in self.tensors.values()}
+        for memory in mapped.values():
+            if isinstance(memory, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                memory.madvise(mmap.MADV_DONTNEED)
+
     def weights(self, dtype: DTypeLike = np.float32) -> Weights:
         """The weights in the form that reference.py takes, widened to `dtype` when they are used."""
         return Weights(self, np.dtype(dtype))

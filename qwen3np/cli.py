@@ -97,12 +97,14 @@ def info(args: argparse.Namespace) -> None:
     import numpy
     from llvmlite import binding
 
+    from .threads import usable_cores
+
     features = binding.get_host_cpu_features()
     names = ("avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "amx-int8", "neon", "bf16")
     rows = {
         "qwen3np": f"{__version__}, NumPy {numpy.__version__}, Numba {numba.__version__}, "
         f"Python {platform.python_version()}",
-        "CPU": f"{binding.get_host_cpu_name()}, {_usable_cores()} cores for this process",
+        "CPU": f"{binding.get_host_cpu_name()}, {usable_cores()} cores for this process",
         "CPU features": " ".join(n for n in names if features.get(n)) or "none of " + " ".join(names),
     }
     if args.model is not None:
@@ -122,7 +124,7 @@ def info(args: argparse.Namespace) -> None:
             "dimension": f"{model.dimension}, max_seq_length {model.max_seq_length}",
             "rope_theta": f"{c.rope_theta:g}, rms_norm_eps {c.rms_norm_eps:g}",
             "prompts": ", ".join(model.prompts) or "none",
-            "backend": model.backend.name,
+            "backend": repr(model.backend),
         }
     for name, value in rows.items():
         print(f"{name:13} {value}")
@@ -161,7 +163,13 @@ def demo(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> Embedder:
     from .embedder import Embedder
 
-    return Embedder(args.model, revision=args.revision, backend=args.backend)
+    return Embedder(
+        args.model,
+        revision=args.revision,
+        backend=args.backend,
+        matmul_precision=args.matmul_precision,
+        num_threads=args.threads,
+    )
 
 
 def _stdin_lines() -> list[str]:
@@ -182,10 +190,6 @@ def _stdin_lines() -> list[str]:
                 f"stdin, line {number}: is not UTF-8 ({error.reason} at byte {error.start})"
             ) from error
     return texts
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _parser() -> Parser:
@@ -241,6 +245,10 @@ def _model_options(default: str | None) -> Parser:
     options.add_argument("--model", default=default, help=f"Hub id or folder (default: {default or 'none'})")
     options.add_argument("--revision", help="revision of the Hub repository")
     options.add_argument(
-        "--backend", default="auto", help='"numpy" is the reading copy (default: %(default)s)'
+        "--backend", default="auto", help='"numba", or "numpy": the reading copy (default: %(default)s)'
     )
+    options.add_argument(
+        "--matmul-precision", default="high", help="highest, high or medium (default: %(default)s)"
+    )
+    options.add_argument("--threads", type=int, help="default: the cores this process may use")
     return options

@@ -20,6 +20,8 @@ logger = logging.getLogger("qwen3np")
 
 Vectors = NDArray[np.float32]
 
+BACKENDS = ("auto", "numba", "numpy")
+
 
 class Backend(Protocol):
     """What runs the encoder."""
@@ -40,6 +42,9 @@ class NumpyBackend:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
         self.weights = checkpoint.weights(np.float32)
+
+    def __repr__(self) -> str:
+        return "numpy, the reading copy"
 
     def encode(self, texts: Sequence[Sequence[int]]) -> Vectors:
         c, w = self.config, self.weights
@@ -78,9 +83,11 @@ class Embedder:
         truncate_dim: int | None = None,
         max_seq_length: int | None = None,
         backend: str = "auto",
+        matmul_precision: str = "high",
+        num_threads: int | None = None,
     ) -> None:
-        if backend not in ("auto", "numpy"):
-            raise ValueError(f"backend = {backend!r} is not one of 'auto', 'numpy'")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend = {backend!r} is not one of {', '.join(BACKENDS)}")
         folder = locate(
             model_name_or_path,
             revision=revision,
@@ -106,7 +113,13 @@ class Embedder:
             raise ValueError(
                 f"max_seq_length = {max_seq_length!r} must be between 1 and {limit} (max_position_embeddings)"
             )
-        self.backend: Backend = NumpyBackend(self.checkpoint)
+        self.backend: Backend
+        if backend == "numpy":
+            self.backend = NumpyBackend(self.checkpoint)
+        else:
+            from .numba_backend import NumbaBackend  # and with it Numba, which only the kernels need
+
+            self.backend = NumbaBackend(self.checkpoint, matmul_precision, num_threads)
 
     def __repr__(self) -> str:
         folder, backend = str(self.checkpoint.folder), self.backend.name

@@ -137,7 +137,8 @@ def tensor_values(
         values = rng.standard_normal((min(rows, shape[0] - start), shape[1]), np.float32)
         values *= np.float32(std)
         here = massive[(massive >= start) & (massive < start + len(values))]
-        values[here - start, channel] = MASSIVE_VALUE
+        if len(here):
+            values[here - start, channel] = MASSIVE_VALUE
         yield to_bfloat16(values).ravel()
 
 

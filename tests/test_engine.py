@@ -1,0 +1,240 @@
+"""The engine: the reading copy's numbers, the same bits in any company, safe with threads, forks and
+interrupts."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qwen3np.kernels import isa
+
+from qwen3np import Embedder, engine, reference, synth
+from qwen3np.checkpoint import Checkpoint
+from qwen3np.config import Config
+from qwen3np.numba_backend import PRECISIONS, NumbaBackend
+
+LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 47, 100, 5, 300, 1, 1, 257)
+# Unit vectors against float64. "medium" rounds activations to 8 bits: what it costs depends on the model.
+TOLERANCE = {"highest": 2e-6, "high": 5e-6, "medium": 2e-2}
+
+ODD = {
+    "tiny": synth.LIKE["tiny"],
+    "hidden 48, 6 heads of 10": Config(48, 80, 3, 6, 2, 10, 131, 4096, 3e-3, 7000.0, True),
+    "hidden 50, 3 heads of 64": Config(50, 70, 2, 3, 1, 64, 131, 4096, 1e-5, 1e5, True),
+    "group of 4, heads of 18": Config(40, 100, 2, 8, 2, 18, 131, 4096, 1e-6, 1e6, True),
+    "no groups": Config(33, 47, 2, 5, 5, 6, 131, 4096, 1e-6, 1e6, True),
+}
+
+
+def paths() -> list[str]:
+    return [isa.SIMD, *([isa.AVX512_BF16] if isa.has_feature("avx512bf16") else [])]
+
+
+def checkpoint_of(config: Config, folder: Path) -> Checkpoint:
+    """A generated checkpoint of any shape."""
+    like, synth.LIKE["odd"] = "odd", config
+    try:
+        synth.synthesize(folder, like, tokenizer=None) if config.vocab_size >= 2000 else _without_tokenizer(
+            folder
+        )
+    finally:
+        del synth.LIKE["odd"]
+    return Checkpoint(folder)
+
+
+def _without_tokenizer(folder: Path) -> None:
+    """The vocabulary is too small for a tokenizer: the weights and config.json are enough here."""
+    folder.mkdir()
+    synth._write_side_files(folder, "odd", synth.LIKE["odd"], synth.BUILT_IN_TOKENIZER)
+    synth._write_weights(folder, "odd", synth.LIKE["odd"], 0, lambda done, total: None)
+
+
+def random_texts(config: Config, lengths=LENGTHS, seed=0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    texts = [rng.integers(0, config.vocab_size, length).tolist() for length in lengths]
+    for text in texts[::2]:
+        text[0] = int(synth.massive_token_ids(config, 0)[0])
+    return texts
+
+
+@pytest.fixture(scope="module", params=ODD)
+def odd(request, tmp_path_factory) -> Checkpoint:
+    return checkpoint_of(ODD[request.param], tmp_path_factory.mktemp("odd") / "model")
+
+
+@pytest.fixture(scope="module")
+def small(tiny) -> Checkpoint:
+    return Checkpoint(tiny)
+
+
+def truth(checkpoint: Checkpoint, texts: list[list[int]]) -> np.ndarray:
+    c, w = checkpoint.config, checkpoint.weights(np.float64)
+    states = reference.encode(
+        texts, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
+    )
+    return reference.normalize(np.stack([reference.pool(x_TD) for x_TD in states]))
+
+
+@pytest.mark.parametrize("path", paths())
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_it_is_the_reading_copy(odd, precision, path, monkeypatch):
+    monkeypatch.setenv("QWEN3NP_ISA", path)
+    texts = random_texts(odd.config)
+    vectors = reference.normalize(NumbaBackend(odd, precision).encode(texts))
+    error = np.abs(vectors - truth(odd, texts)).max(axis=1)
+    assert error.max() <= TOLERANCE[precision], f"{dict(zip(LENGTHS, error, strict=False))}"
+
+
+@pytest.mark.parametrize("path", paths())
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_text_has_the_same_bits_in_any_company(small, precision, path, monkeypatch):
+    """Alone, in 50 random batches with any neighbours, reversed, doubled, with one and two threads."""
+    monkeypatch.setenv("QWEN3NP_ISA", path)
+    texts = random_texts(small.config)
+    run = NumbaBackend(small, precision)
+    alone = np.concatenate([run.encode([text]) for text in texts])
+    single = NumbaBackend(small, precision, num_threads=1)
+    rng = np.random.default_rng(1)
+    for trial in range(50):
+        chosen = rng.integers(0, len(texts), rng.integers(1, 30))
+        chosen = chosen[::-1] if trial % 2 else np.repeat(chosen, 2)
+        encode = (single if trial % 3 == 0 else run).encode
+        np.testing.assert_array_equal(encode([texts[i] for i in chosen]), alone[chosen])
+
+
+@pytest.mark.parametrize("stored", ["F32", "F16", "F32 exact"])
+def test_weights_that_are_not_bfloat16(small, stored):
+    """float32 and float16 checkpoints are not rounded."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, tensor in small.tensors.items():
+        data = tensor.widen()
+        if stored != "F32 exact":
+            data = data * (1 + rng.normal(0, 1e-3, data.shape)).astype(np.float32)
+        data = data.astype(np.float16) if stored == "F16" else data
+        tensors[name] = dataclasses.replace(tensor, dtype=stored[:3], data=data)
+    checkpoint = Checkpoint(small.folder)
+    checkpoint.tensors = tensors
+    texts = random_texts(small.config, (1, 20, 40))
+    vectors = reference.normalize(NumbaBackend(checkpoint).encode(texts))
+    np.testing.assert_allclose(vectors, truth(checkpoint, texts), atol=2e-6)
+
+
+def test_long_texts_in_many_chunks_and_blocks(small):
+    """Longer than an attention chunk (256 keys), a block (256 tokens) and a step (2048 tokens)."""
+    texts = random_texts(small.config, (2500, 513, 1, 255))
+    vectors = reference.normalize(NumbaBackend(small).encode(texts))
+    np.testing.assert_allclose(vectors, truth(small, texts), atol=5e-6)
+
+
+def test_encode_from_several_threads(small):
+    run, texts = NumbaBackend(small), random_texts(small.config)
+    expected = run.encode(texts)
+    results: list[np.ndarray | None] = [None] * 8
+
+    def work(i: int) -> None:
+        results[i] = run.encode(texts)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_idle_threads_use_no_time(small):
+    run = NumbaBackend(small)
+    run.encode(random_texts(small.config))
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_works(small):
+    run, texts = NumbaBackend(small), random_texts(small.config)
+    expected = run.encode(texts)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(run.encode(texts), expected) else 1)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("the child hangs")
+    assert status == 0
+
+
+INTERRUPTED = """
+import sys, threading, time, signal, os
+import numpy as np
+from qwen3np.checkpoint import Checkpoint
+from qwen3np.numba_backend import NumbaBackend
+run = NumbaBackend(Checkpoint(sys.argv[1]))
+text = [list(range(30)) * 700]
+expected = run.encode([[1, 2, 3]])
+threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+start = time.perf_counter()
+try:
+    for _ in range(1000):
+        run.encode(text)
+    sys.exit("was not interrupted")
+except KeyboardInterrupt:
+    assert time.perf_counter() - start < 5
+assert np.array_equal(run.encode([[1, 2, 3]]), expected)  # and goes on working
+"""
+
+
+def test_an_interrupt_stops_it_between_blocks(tiny):
+    run = subprocess.run([sys.executable, "-c", INTERRUPTED, str(tiny)], timeout=120)
+    assert run.returncode == 0
+
+
+def test_arguments_out_of_range_are_refused(tiny, monkeypatch):
+    with pytest.raises(ValueError, match="matmul_precision = 'low'"):
+        Embedder(tiny, matmul_precision="low")
+    for threads in (0, -1, 10_000, 1.5):
+        with pytest.raises(ValueError, match="num_threads"):
+            Embedder(tiny, num_threads=threads)
+    monkeypatch.setenv("QWEN3NP_ISA", "mmx")
+    with pytest.raises(ValueError, match="QWEN3NP_ISA = 'mmx'"):
+        Embedder(tiny)
+
+
+def test_shapes_never_compile(small):
+    run = NumbaBackend(small)
+    before = len(engine.encode.signatures)
+    for lengths in ((1,), (3, 70), (16,) * 40):
+        run.encode(random_texts(small.config, lengths))
+    assert len(engine.encode.signatures) == before
+
+
+def test_it_reads_like_the_reading_copy():
+    """The functions that both have come in the same order."""
+    names = [
+        [name for name, _ in sorted(functions, key=lambda item: item[1])]
+        for functions in (_functions(reference), _functions(engine))
+    ]
+    both = set(names[0]) & set(names[1])
+    assert both >= {"attention", "mlp", "block", "encode"}
+    assert [n for n in names[0] if n in both] == [n for n in names[1] if n in both]
+
+
+def _functions(module) -> list[tuple[str, int]]:
+    lines = inspect.getsource(module).splitlines()
+    return [(line.split("(")[0][4:], i) for i, line in enumerate(lines) if line.startswith("def ")]
