@@ -23,6 +23,7 @@ import transformers
 from transformers import AutoModel
 
 from qwen3np import Embedder, reference
+from qwen3np.numba_backend import PRECISIONS, NumbaBackend
 from qwen3np.synth import massive_token_ids, synthesize
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
@@ -54,7 +55,8 @@ def transformers_vectors(folder: Path, texts: list[list[int]], dtype: torch.dtyp
 def main(folder: Path) -> None:
     model = Embedder(folder, backend="numpy")
     texts = token_ids(model)
-    vectors = {"qwen3np numpy (reading copy)": reference.normalize(model.backend.encode(texts))}
+    backends = [model.backend, *(NumbaBackend(model.checkpoint, precision) for precision in PRECISIONS)]
+    vectors = {f"qwen3np {backend!r}": reference.normalize(backend.encode(texts)) for backend in backends}
     for name in ("float32", "bfloat16", "float16"):
         vectors[f"PyTorch {name}"] = transformers_vectors(folder, texts, getattr(torch, name))
     truth = transformers_vectors(folder, texts, torch.float64)
@@ -68,7 +70,7 @@ def main(folder: Path) -> None:
                 "one_minus_cosine": float((1 - (v * truth).sum(axis=1) / np.linalg.norm(v, axis=1)).max()),
             }
         )
-        print(f"{name:40} {rows[-1]['max_abs']:.1e}  {rows[-1]['one_minus_cosine']:.1e}")
+        print(f"{name:70} {rows[-1]['max_abs']:.1e}  {rows[-1]['one_minus_cosine']:.1e}")
     versions = {"numpy": np.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     about = {"machine": platform.machine(), "lengths": LENGTHS, "versions": versions}
     RESULTS.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")

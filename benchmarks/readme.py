@@ -16,6 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 READING_ORDER = {
     "qwen3np/reference.py": "the whole model in NumPy: start here",
+    "qwen3np/engine.py": "the same functions in the same order, on the kernels",
+    "kernels/matmul.py": "the matrix product, in registers",
+    "kernels/attention.py": "attention without an S x S matrix",
+    "kernels/norm.py": "RMSNorm and RoPE",
+    "kernels/lanes.py": "sixteen float32 in registers, as a Numba type",
     "qwen3np/config.py": "config.json, every key used or refused",
     "qwen3np/checkpoint.py": "safetensors to named, memory-mapped arrays",
     "qwen3np/tokenizer.py": "text to token ids, and the token that is pooled",

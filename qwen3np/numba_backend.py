@@ -1,4 +1,4 @@
-"""The backend on the kernels: texts are laid out as a stream, engine.encode runs, the pooled states come back."""
+"""The backend on the kernels: texts become a stream, engine.encode runs, the pooled states come back."""
 
 from __future__ import annotations
 

@@ -66,17 +66,30 @@ def float64(folder, texts):
     return transformers_vectors(folder, texts, torch.float64)
 
 
-@pytest.mark.parametrize("backend", ["numpy"])
-def test_vectors_are_transformers(folder, texts, float32, float64, backend):
+@pytest.mark.parametrize(
+    ("backend", "precision"), [("numpy", "highest"), ("numba", "highest"), ("numba", "high")]
+)
+def test_vectors_are_transformers(folder, texts, float32, float64, backend, precision):
     """Within 1e-6 of float32, and no further from float64 than twice PyTorch's float32 is."""
-    vectors = reference.normalize(Embedder(folder, backend=backend).backend.encode(texts))
+    model = Embedder(folder, backend=backend, matmul_precision=precision)
+    vectors = reference.normalize(model.backend.encode(texts))
     ours, theirs = (np.abs(v - float64).max() for v in (vectors, float32))
     print(
-        f"\n{backend}: from float32 {np.abs(vectors - float32).max():.2e}, "
+        f"\n{model.backend!r}: from float32 {np.abs(vectors - float32).max():.2e},"
+        " "
         f"from float64 {ours:.2e} (PyTorch {theirs:.2e})"
     )
     assert np.abs(vectors - float32).max() <= 1e-6
     assert ours <= 2 * theirs
+
+
+def test_medium_is_closer_than_bfloat16(folder, texts, float64):
+    """bfloat16 activations, float32 everything else: 2.5 times closer than PyTorch's bfloat16 or more."""
+    model = Embedder(folder, matmul_precision="medium")
+    ours = np.abs(reference.normalize(model.backend.encode(texts)) - float64).max()
+    theirs = np.abs(transformers_vectors(folder, texts, torch.bfloat16) - float64).max()
+    print(f"\n{model.backend!r}: from float64 {ours:.2e} (PyTorch bfloat16 {theirs:.2e})")
+    assert ours <= theirs / 2.5
 
 
 def test_sentence_transformers_gives_the_same_from_the_same_folder(folder, model):
