@@ -61,12 +61,13 @@ def opaque_mask(b: Any, bits: int) -> Any:
     return b.load(b.module.globals[name], align=64)
 
 
-def row_block(rows: int, panels: int, mode: str, kind: str) -> Any:
+def row_block(rows: int, panels: int, mode: str, kind: str, chain: int) -> Any:
     """An intrinsic: `rows` rows of W times `panels` token panels over the whole of K, in registers.
 
     kind "pairs": W bfloat16 pairs as packed, x float32. "float32": W float32, w_step elements from k to k +
     1. "dot": W and x bfloat16 pairs, by the CPU's vdpbf16ps. mode "store": y = sum. "add": y += sum.
-    "continue": y is the start of the chain.
+    "continue": y is the total so far.
+    chain: products summed in one chain before they join the total.
     """
     x_width = {"float32": 16, "pairs": 32, "dot": 32}[kind]  # elements of a panel of x that one step consumes
 
@@ -93,14 +94,12 @@ def row_block(rows: int, panels: int, mode: str, kind: str) -> Any:
                     b.store(before[r][p] if mode == "continue" else zero, totals[r][p], align=64)
 
             entry = b.block
-            chain, loop, chain_done, done = (
-                b.append_basic_block(n) for n in ("chain", "k", "chain_done", "done")
-            )
-            b.branch(chain)  # steps > 0
-            b.position_at_end(chain)
+            start, loop, end, done = (b.append_basic_block(n) for n in ("chain", "k", "chain_end", "done"))
+            b.branch(start)  # steps > 0
+            b.position_at_end(start)
             first = b.phi(i64)
             first.add_incoming(ir.Constant(i64, 0), entry)
-            beyond = b.add(first, ir.Constant(i64, CHAIN // (1 if kind == "float32" else 2)))
+            beyond = b.add(first, ir.Constant(i64, chain // (1 if kind == "float32" else 2)))
             last = b.select(b.icmp_signed("<", beyond, steps), beyond, steps)
             b.branch(loop)
             b.position_at_end(loop)
@@ -147,19 +146,19 @@ def row_block(rows: int, panels: int, mode: str, kind: str) -> Any:
                     if kind == "pairs":
                         total[r][p] = llvm(b, "llvm.fma.v16f32", w_odd, odd[p], total[r][p])
             k_next = b.add(k, ir.Constant(i64, 1))
-            k.add_incoming(first, chain)
+            k.add_incoming(first, start)
             k.add_incoming(k_next, loop)
             for r in range(rows):
                 for p in range(panels):
-                    acc[r][p].add_incoming(zero, chain)
+                    acc[r][p].add_incoming(zero, start)
                     acc[r][p].add_incoming(total[r][p], loop)
-            b.cbranch(b.icmp_signed("<", k_next, last), loop, chain_done)
-            b.position_at_end(chain_done)
+            b.cbranch(b.icmp_signed("<", k_next, last), loop, end)
+            b.position_at_end(end)
             for r in range(rows):
                 for p in range(panels):
                     b.store(b.fadd(b.load(totals[r][p], align=64), total[r][p]), totals[r][p], align=64)
-            first.add_incoming(last, chain_done)
-            b.cbranch(b.icmp_signed("<", last, steps), chain, done)
+            first.add_incoming(last, end)
+            b.cbranch(b.icmp_signed("<", last, steps), start, done)
             b.position_at_end(done)
             for p in range(panels):
                 for r in range(rows):
@@ -209,13 +208,13 @@ def panels_at_once(left):
     return 3 if left == 3 or left > 4 else 2
 
 
-def product(mode: str, kind: str) -> Any:
+def product(mode: str, kind: str, chain: int = CHAIN) -> Any:
     """A kernel function: `rows` rows of W, a multiple of 16, times `take` panels (see panels_at_once)."""
     widest = BLOCK_ROWS[1]
     rows_1, rows_2, rows_3 = widest, BLOCK_ROWS.get(2, widest), BLOCK_ROWS.get(3, widest)
-    one = row_block(rows_1, 1, mode, kind)
-    two = row_block(rows_2, 2, mode, kind) if 2 in BLOCK_ROWS else one
-    three = row_block(rows_3, 3, mode, kind) if 3 in BLOCK_ROWS else one
+    one = row_block(rows_1, 1, mode, kind, chain)
+    two = row_block(rows_2, 2, mode, kind, chain) if 2 in BLOCK_ROWS else one
+    three = row_block(rows_3, 3, mode, kind, chain) if 3 in BLOCK_ROWS else one
     width = 1 if kind == "float32" else 2  # elements of W from row to row
 
     @inline
