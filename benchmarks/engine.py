@@ -1,13 +1,11 @@
-"""The engine against PyTorch on the same generated 0.6B checkpoint, token ids and threads, interleaved in one
-run.
+"""The engine against PyTorch: same generated 0.6B checkpoint, token ids and threads, interleaved in one run.
 
-    python benchmarks/engine.py FOLDER [WORKLOAD ...]     needs the extra `hf`; FOLDER as `qwen3np synth
-    --like 0.6B`
-                                                          writes it, with the real tokenizer (--tokenizer)
+    qwen3np synth FOLDER --like 0.6B --tokenizer FILE     a checkpoint, with the real tokenizer.json
+    python benchmarks/engine.py FOLDER [WORKLOAD ...]     needs the extra `hf`
 
-Every contender's vectors are checked against PyTorch float32 (cosine) before it is timed. A row gives the
-median and the range of each, and the ratio of medians beside its bar. Results:
-benchmarks/results/engine.json.
+Every contender's vectors are checked against ours at the highest precision (cosine) before it is timed. A row
+gives the median and the range of each, and the ratio of medians beside its bar. A run of all workloads is
+kept in benchmarks/results/engine.json.
 """
 
 from __future__ import annotations
@@ -211,7 +209,10 @@ def script(source: str, folder: Path) -> str:
 def processes(folder: Path) -> list[dict[str, Any]]:
     """Whole processes: start to first vector, load, memory. Two layers are enough for the workspace of 32k
     tokens."""
-    runs = {"high": lambda: script(START, folder), "peer": lambda: script(START_PEER, folder)}
+    runs: dict[str, Run] = {
+        "high": lambda: script(START, folder),
+        "peer": lambda: script(START_PEER, folder),
+    }
     seconds = measure(runs, 1) and measure(runs, 5)
     rows = [row("first vector", "high", seconds["high"], "sentence-transformers", seconds["peer"], 2.5, 5)]
     load = [float(script(LOAD, folder)) for _ in range(5)]
@@ -229,8 +230,9 @@ def row(
     x, y = statistics.median(a), statistics.median(b)
     ratio = x / y if workload == "1x16" else y / x
     return {
-        "workload": workload, "ours": mine, "ms": 1e3 * x, "range": [1e3 * min(a), 1e3 * max(a)], "peer": other,
-        "peer_ms": 1e3 * y, "peer_range": [1e3 * min(b), 1e3 * max(b)], "ratio": ratio, "bar": bar, "reach": reach,
+        "workload": workload, "ours": mine, "ms": 1e3 * x, "range": [1e3 * min(a), 1e3 * max(a)],
+        "peer": other, "peer_ms": 1e3 * y, "peer_range": [1e3 * min(b), 1e3 * max(b)],
+        "ratio": ratio, "bar": bar, "reach": reach,
     }  # fmt: skip
 
 
