@@ -29,7 +29,7 @@ MOST = 3  # heads at once
 SCORE_ROWS = CHUNK + 32  # a chunk that starts within a panel of keys touches one more
 
 multiply_keys = product("store", "float32")
-# A chunk's values are one chain: where its first panel starts, before the sequence or with it, divides nothing.
+# A chunk's values are one chain: where its first panel starts, in the sequence or before, divides nothing.
 multiply_values = product("store", "float32", SCORE_ROWS)
 multiply_values_on = product("continue", "float32", SCORE_ROWS)
 
