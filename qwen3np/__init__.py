@@ -6,12 +6,17 @@
 The architecture, to be read in one sitting: qwen3np/reference.py.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
     from .embedder import Embedder
+
+if not os.path.isdir(os.path.join(__path__[0], "kernels")):
+    # A source checkout keeps kernels/ beside the package: `python -m qwen3np` works there too.
+    __path__.append(os.path.dirname(__path__[0]))
 
 __version__ = "0.1.0"
 __all__ = ["CheckpointError", "Embedder", "__version__"]

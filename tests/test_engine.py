@@ -201,7 +201,7 @@ assert np.array_equal(run.encode([[1, 2, 3]]), expected)  # and goes on working
 
 
 def test_an_interrupt_stops_it_between_blocks(tiny):
-    run = subprocess.run([sys.executable, "-c", INTERRUPTED, str(tiny)], timeout=120)
+    run = subprocess.run([sys.executable, "-c", INTERRUPTED, str(tiny)], timeout=120, cwd=tiny)
     assert run.returncode == 0
 
 
