@@ -1,4 +1,4 @@
-"""Each kernel against float64 over odd sizes, within c * eps * sum |a||b|: so the error of a sum is bounded."""
+"""Each kernel against float64 over odd sizes; the tolerance is c * eps * sum |a||b|, the bound of a sum."""
 
 from __future__ import annotations
 
