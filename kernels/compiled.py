@@ -59,7 +59,7 @@ def compile_for(kernel: Any, arguments: tuple[Any, ...]) -> None:
     from filelock import FileLock
 
     with FileLock(folder / "lock"):
-        if not any(folder.rglob(f"*{kernel.__name__}*.nbc")):
+        if not any(folder.rglob("*.nbc")):
             logger.warning("compiling the kernels, once for this machine: about 20 seconds")
         kernel.compile(types)
 

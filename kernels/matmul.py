@@ -37,10 +37,9 @@ from .lanes import (
     vector_load,
     vector_store,
 )
-from .panels import put_rows, silu
+from .panels import ROWS, put_rows, silu
 from .team import share
 
-ROWS = 16  # of W side by side in the packed layout
 # Bytes: at 16 tokens the weights come from memory at 13 GB/s a core with this, and at 6 without.
 PREFETCH = 8192
 # Products summed in one chain before they join the total: a single chain over K = 3072 would more than double

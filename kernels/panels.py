@@ -1,5 +1,6 @@
-"""Panels: 16 tokens side by side, features as rows. Float32 [P, D, 16]; token t is lane t % 16 of panel t //
-16.
+"""Panels: 16 tokens side by side, features as rows. Float32 [P, D, 16].
+
+Token t is lane t % 16 of panel t // 16.
 
 An operand is what a matmul reads: float32 panels, or for CPUs that multiply bfloat16, pairs of rows [P, D/2,
 32] (uint16) whose elements 2l and 2l + 1 are rows 2d and 2d + 1 of lane l.
@@ -13,9 +14,9 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from .compiled import inline
-from .lanes import exp, i32, lanes, pointer, splat, store, v16b, v32b, vector_store
+from .lanes import exp, i32, lanes, pointer, splat, store, v16b, vector_store
 
-ROWS_PER_TILE = 16
+ROWS = 16  # of a weight matrix, side by side in the packed layout
 
 
 @inline
@@ -36,7 +37,6 @@ def _store_pairs(typingctx, operand, index, even, odd):
         vector_store(
             b, b.shuffle_vector(even, odd, order), pointer(context, b, sig.args[0], operand, index), 2
         )
-        assert v32b  # the type of what is stored
         return context.get_dummy_value()
 
     return types.void(operand, types.intp, lanes, lanes), codegen
@@ -84,8 +84,8 @@ def pack_tiles(source, packed, tile, tile_step, first, last):
     source's tiles into tile `tile`, then every `tile_step`-th. All of uint32: a float32, or a pair of
     bfloat16. What lies beyond N or K stays as it is."""
     for n in range(first, last):
-        rows = min(ROWS_PER_TILE, source.shape[0] - n * ROWS_PER_TILE)
-        into, from_row = packed[tile + n * tile_step], n * ROWS_PER_TILE
+        rows = min(ROWS, source.shape[0] - n * ROWS)
+        into, from_row = packed[tile + n * tile_step], n * ROWS
         for k in range(source.shape[1]):
             for r in range(rows):
                 into[k, r] = source[from_row + r, k]

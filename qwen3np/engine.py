@@ -121,20 +121,9 @@ def encode(
             block_keys_values(x, first_panel, panels, stream, layer, w, work, eps, team, thread, num_threads)
             if not last:
                 block(
-                    x,
-                    first_panel,
-                    panels,
-                    stream,
-                    layer,
-                    w,
-                    work,
-                    eps,
-                    group,
-                    head_dim,
-                    team,
-                    thread,
+                    x, first_panel, panels, stream, layer, w, work, eps, group, head_dim, team, thread,
                     num_threads,
-                )
+                )  # fmt: skip
             else:
                 barrier(team, num_threads)
             first_panel += panels
@@ -154,18 +143,7 @@ def encode(
             rms_norm(pooled_x, first_panel, panels, norm, eps, work.h, thread, num_threads)
             barrier(team, num_threads)
             block(
-                pooled_x,
-                first_panel,
-                panels,
-                pooled,
-                layer,
-                w,
-                work,
-                eps,
-                group,
-                head_dim,
-                team,
-                thread,
+                pooled_x, first_panel, panels, pooled, layer, w, work, eps, group, head_dim, team, thread,
                 num_threads,
-            )
+            )  # fmt: skip
             first_panel += panels

@@ -125,7 +125,6 @@ class NumbaBackend:
         group = c.num_attention_heads // c.num_key_value_heads
         D = pad(c.hidden_size, 32)
         scratch = max(attention.scratch_size(H, group), SWIGLU_SCRATCH)
-        # The padding of an operand must be zero, and stays it: these do not change their shape.
         fixed = min(panels, BLOCK_PANELS)
         return Work(
             x=self._buffer("x", (panels, D, 16)),
@@ -140,6 +139,7 @@ class NumbaBackend:
         )
 
     def _operand(self, name: str, rows: int) -> NDArray[Any]:
+        """Of one block. Its padding must be zero and stays it, since its shape is the same at every step."""
         if self.isa == isa.AVX512_BF16:
             return self._buffer(name, (BLOCK_PANELS, rows // 2, 32), np.uint16)
         return self._buffer(name, (BLOCK_PANELS, rows, 16))

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import Checkpoint, Tensor, widen
-from .kernels.compiled import entry_point
+from .checkpoint import Checkpoint, widen
+from .kernels.compiled import compile_for, entry_point
 from .kernels.panels import pack_tiles
 from .kernels.team import share
 from .threads import Pool
@@ -70,16 +70,12 @@ def as_uint32(matrix: NDArray[Any]) -> NDArray[np.uint32]:
     return words
 
 
-def stored_as_bfloat16(tensor: Tensor) -> bool:
-    return tensor.dtype == "BF16"
-
-
 def pack(checkpoint: Checkpoint, pool: Pool, progress: Callable[[int, int], None]) -> PackedWeights:
     """Pack all layers, on all threads; `progress(layers_done, layers)` is called after each."""
     c, tensors = checkpoint.config, checkpoint.tensors
     L, D, F, H = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.head_dim
     NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
-    bfloat16 = all(stored_as_bfloat16(t) for name, t in tensors.items() if name.endswith("_proj.weight"))
+    bfloat16 = all(t.dtype == "BF16" for name, t in tensors.items() if name.endswith("_proj.weight"))
 
     def matrix(N: int, K: int) -> NDArray[Any]:
         tiles, K = pad(N, 16) // 16, pad(K, 32)
@@ -105,13 +101,14 @@ def pack(checkpoint: Checkpoint, pool: Pool, progress: Callable[[int, int], None
             return data if bfloat16 else widen(data)
 
         def put(source: NDArray[Any], packed: NDArray[Any], tile: int = 0, tile_step: int = 1) -> None:
-            pool.run(
-                pack_share,
+            arguments = (
                 as_uint32(source),
                 packed.view(np.uint32).reshape(len(packed), -1, 16),
                 tile,
                 tile_step,
             )
+            compile_for(pack_share, (*arguments, 0, 1))
+            pool.run(pack_share, *arguments)
 
         put(stored("self_attn.q_proj"), w.q_proj[i])
         key_value = np.concatenate([stored("self_attn.k_proj"), stored("self_attn.v_proj")])
