@@ -6,25 +6,32 @@ keys     [K, panels of the stream, H, 16]: as a matmul's left operand, a panel i
 values   [K, S, H']: rows are tokens, H' is H padded to 16
 out      operand [P, N*H, 16]
 
+For AMX, keys and values are left operands in tiles (tiles.py), of as many parts as the queries and the
+probabilities, uint16: keys [K, S/32, parts, H'/32, 2, 16, 32], values [K, parts, H'/32, S/32, 2, 16, 32], H'
+is H padded to 32. A product of two sums of parts leaves out the pairs that are smaller than its last part.
+
 A query panel may hold tokens of several sequences. A segment says which: its lanes, and the first key of its
 sequence. Keys are taken in chunks counted from the sequence's first key, each chunk's sums are chains over
 its keys in order, and a key that a lane may not see adds an exact zero: where the sequence stands in the
-stream changes no bit.
+stream changes no bit. (In tiles, sums are formed by 32 keys; there every sequence starts a new tile.)
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numba.extending import overload
 
 from .compiled import inline
 from .lanes import both, exp, load, maximum, select, splat, store
 from .matmul import panels_at_once, product
-from .panels import put_rows
+from .panels import put_parts, put_rows
 from .team import TASKS, atomic_add
+from .tiles import TILE, configure, multiply_tiles, release, tiled
 
 CHUNK = 256  # keys: their scores (16 KB a head) stay in L1, their values in L2
 LOWEST = np.float32(-1e30)  # below any score; with -inf, a lane that sees nothing would compute inf - inf
 MOST = 3  # heads at once
+PARTS = 3  # of a float32 value, at the most
 
 SCORE_ROWS = CHUNK + 32  # a chunk that starts within a panel of keys touches one more
 
@@ -34,20 +41,151 @@ multiply_values = product("store", "float32", SCORE_ROWS)
 multiply_values_on = product("continue", "float32", SCORE_ROWS)
 
 
-def padded(head_dim: int) -> int:
-    return -(-head_dim // 16) * 16
+def padded(head_dim: int, tiles: bool = False) -> int:
+    """Channels of a head of `values`; in tiles, of `keys` too."""
+    multiple = 32 if tiles else 16
+    return -(-head_dim // multiple) * multiple
 
 
 def scratch_size(head_dim: int, group: int) -> int:
     """float32 values of scratch that a thread needs."""
-    return 16 * (MOST * (SCORE_ROWS + padded(head_dim) + 2) + group * padded(head_dim))
+    rows = padded(head_dim, tiles=True)
+    operands = 2 * PARTS * (rows + SCORE_ROWS) // 2
+    return 16 * (MOST * (SCORE_ROWS + rows + 2) + group * rows + operands)
+
+
+def heads_at_once(keys, left):
+    """How many of the `left` query heads of a group come next."""
+
+
+@overload(heads_at_once, jit_options={"nogil": True})
+def _heads_at_once(keys, left):
+    if tiled(keys):
+        return lambda keys, left: min(2, left)
+    return lambda keys, left: panels_at_once(left)
+
+
+def keys_at_once(keys):
+    """Keys are computed in this many at a time."""
+
+
+@overload(keys_at_once, jit_options={"nogil": True})
+def _keys_at_once(keys):
+    at_once = 32 if tiled(keys) else 16
+    return lambda keys: at_once
+
+
+def head_rows(values):
+    """H': rows of a head's result."""
+
+
+@overload(head_rows, jit_options={"nogil": True})
+def _head_rows(values):
+    if tiled(values):
+        return lambda values: values.shape[2] * 32
+    return lambda values: values.shape[2]
+
+
+def put_queries(operands, q, q_at, take, H, keys):
+    """What key_scores needs of `take` heads of q, done once for all keys."""
+
+
+@overload(put_queries, jit_options={"nogil": True})
+def _put_queries(operands, q, q_at, take, H, keys):
+    if not tiled(keys):
+        return lambda operands, q, q_at, take, H, keys: None
+
+    def put(operands, q, q_at, take, H, keys):
+        parts, rows = keys.shape[2], keys.shape[3] * 32
+        for t in range(take):
+            to = t * parts * rows * 16
+            for h in range(0, rows, 2):
+                even = odd = splat(np.float32(0))
+                if h < H:  # H is even
+                    even, odd = load(q, q_at + (t * H + h) * 16), load(q, q_at + (t * H + h + 1) * 16)
+                put_parts(operands, to + h * 16, rows * 16, parts, even, odd)
+
+    return put
+
+
+def key_scores(keys, head, start, stop, q, q_at, take, H, operands, scores, score_step):
+    """scores[t, j] = q[t] . keys[start + j], for `take` heads."""
+
+
+@overload(key_scores, jit_options={"nogil": True})
+def _key_scores(keys, head, start, stop, q, q_at, take, H, operands, scores, score_step):
+    if tiled(keys):
+
+        def products(keys, head, start, stop, q, q_at, take, H, operands, scores, score_step):
+            parts, steps = keys.shape[2], keys.shape[3]
+            part_step = steps * TILE
+            for j in range(start, stop, 32):
+                for part in range(parts):
+                    k_at = ((head * keys.shape[1] + j // 32) * parts + part) * steps * 2 * TILE
+                    multiply_tiles(
+                        part == 0, keys, k_at, steps, operands, 0, parts * part_step, part_step, parts - part,
+                        take, scores, (j - start) * 16, score_step, 0,
+                    )  # fmt: skip
+
+    else:
+
+        def products(keys, head, start, stop, q, q_at, take, H, operands, scores, score_step):
+            for j in range(start, stop, 16):
+                k_at = (head * keys.shape[1] + j // 16) * H * 16
+                multiply_keys(
+                    take, 16, keys, k_at, 16, q, q_at, H * 16, scores, (j - start) * 16, score_step, H
+                )
+
+    return products
+
+
+def weigh_values(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
+    """o[t] (+)= the sum of values[start + j], each times its probability scores[t, j], for `take` heads."""
+
+
+@overload(weigh_values, jit_options={"nogil": True})
+def _weigh_values(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
+    if tiled(values):
+
+        def products(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
+            parts, blocks, steps = values.shape[1], values.shape[2], (stop - start) // 32
+            part_step = SCORE_ROWS * 16
+            at = 2 * parts * blocks * TILE  # behind the queries of two heads
+            for t in range(take):
+                for j in range(0, stop - start, 2):
+                    even = load(scores, t * score_step + j * 16)
+                    odd = load(scores, t * score_step + j * 16 + 16)
+                    put_parts(operands, at + t * parts * part_step + j * 16, part_step, parts, even, odd)
+            for block in range(blocks):
+                for part in range(parts):
+                    v_at = ((head * parts + part) * blocks + block) * values.shape[3] + start // 32
+                    multiply_tiles(
+                        fresh and part == 0, values, v_at * 2 * TILE, steps, operands, at, parts * part_step,
+                        part_step, parts - part, take, o, o_at + block * TILE, o_step, 0,
+                    )  # fmt: skip
+
+    else:
+
+        def products(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
+            H = values.shape[2]
+            v_at = (head * values.shape[1] + start) * H
+            if fresh:
+                multiply_values(
+                    take, H, values, v_at, H, scores, 0, score_step, o, o_at, o_step, stop - start
+                )
+            else:
+                multiply_values_on(
+                    take, H, values, v_at, H, scores, 0, score_step, o, o_at, o_step, stop - start
+                )
+
+    return products
 
 
 @inline
-def softmax_chunk(scores, at, first, last, lead, tokens, scale, state, first_chunk, o, o_at, rows):
+def softmax_chunk(scores, at, first, last, lead, end, tokens, scale, state, first_chunk, o, o_at, rows):
     """Scores of keys [first, last) at `at` -> probabilities, relative to the largest score so far; the state
-    (largest, sum) and the values summed so far, o, follow it. `lead` keys before and the padding behind get
-    probability zero."""
+    (largest, sum) and the values summed so far, o, follow it. `lead` keys before and the padding behind, up
+    to `end` rows, get probability zero."""
     before = splat(LOWEST) if first_chunk else load(scores, state)
     largest = before
     for j in range(first, last):
@@ -65,10 +203,8 @@ def softmax_chunk(scores, at, first, last, lead, tokens, scale, state, first_chu
         probability = exp(load(scores, here) - largest)
         store(scores, here, probability)
         total = total + probability
-    j = lead + last - first
-    while j % 16:
+    for j in range(lead + last - first, end):
         store(scores, at + j * 16, zero)
-        j += 1
     if not first_chunk:
         shrink = exp(before - largest)
         total = total + load(scores, state + 16) * shrink
@@ -81,45 +217,36 @@ def softmax_chunk(scores, at, first, last, lead, tokens, scale, state, first_chu
 @inline
 def attend(q, panel, keys, values, head, group, head_dim, segments, tokens, out, scratch):
     """The query heads of one key/value head, of one panel of queries."""
-    H, H_padded = head_dim, values.shape[2]
+    H, rows, at_once = head_dim, head_rows(values), keys_at_once(keys)
     scale = splat(np.float32(1) / np.sqrt(np.float32(H)))
-    score_step, o_step = SCORE_ROWS * 16, H_padded * 16
+    score_step, o_step = SCORE_ROWS * 16, rows * 16
     o_at = MOST * score_step
     state_at = o_at + MOST * o_step
     done_at = state_at + MOST * 32
+    operands = scratch[done_at + group * o_step :].view(np.uint16)
     for i in range(done_at, done_at + group * o_step, 16):  # lanes behind the stream's end stay zero
         store(scratch, i, splat(np.float32(0)))
     g = 0
     while g < group:
-        take = panels_at_once(group - g)
+        take = heads_at_once(keys, group - g)
         q_at = (panel * q.shape[1] + (head * group + g) * H) * 16
+        put_queries(operands, q, q_at, take, H, keys)
         for s in range(segments.shape[0]):
             first, last, lane, next_lane = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 3]
             for chunk in range(first, last, CHUNK):
                 end = min(chunk + CHUNK, last)
-                start = chunk // 16 * 16
-                stop = (end + 15) // 16 * 16
-                for j in range(start, stop, 16):
-                    k_at = (head * keys.shape[1] + j // 16) * H * 16
-                    multiply_keys(
-                        take, 16, keys, k_at, 16, q, q_at, H * 16, scratch, (j - start) * 16, score_step, H
-                    )
+                start = chunk // at_once * at_once
+                stop = -(-end // at_once) * at_once
+                key_scores(keys, head, start, stop, q, q_at, take, H, operands, scratch, score_step)
                 for t in range(take):
                     softmax_chunk(
-                        scratch, t * score_step, chunk, end, chunk - start, tokens, scale, state_at + t * 32,
-                        chunk == first, scratch, o_at + t * o_step, H_padded,
+                        scratch, t * score_step, chunk, end, chunk - start, stop - start, tokens, scale,
+                        state_at + t * 32, chunk == first, scratch, o_at + t * o_step, rows,
                     )  # fmt: skip
-                v_at = (head * values.shape[1] + start) * H_padded
-                if chunk == first:
-                    multiply_values(
-                        take, H_padded, values, v_at, H_padded, scratch, 0, score_step, scratch, o_at, o_step,
-                        stop - start,
-                    )  # fmt: skip
-                else:
-                    multiply_values_on(
-                        take, H_padded, values, v_at, H_padded, scratch, 0, score_step, scratch, o_at, o_step,
-                        stop - start,
-                    )  # fmt: skip
+                weigh_values(
+                    values, head, start, stop, take, operands, scratch, score_step, chunk == first, scratch,
+                    o_at, o_step,
+                )  # fmt: skip
             here = load(LANE, 0)
             mine = both(here >= splat(np.float32(lane)), here < splat(np.float32(next_lane)))
             for t in range(take):
@@ -149,11 +276,13 @@ def attention(
     Panels and heads are handed out one by one: the cost of a panel grows with its place in the sequence.
     """
     tasks = panels * keys.shape[0]
+    configure(keys)
     while True:
         task = atomic_add(team, TASKS, 1)
         if task >= tasks:
-            return
+            break
         p, head = panels - 1 - task // keys.shape[0], task % keys.shape[0]  # the longest first
         it = query_panel + p
         mine = segments[starts[it] : starts[it + 1]]
         attend(q, p, keys, values, head, group, head_dim, mine, load(tokens, it * 16), out, scratch)
+    release(keys)

@@ -6,9 +6,11 @@ W   checkpoint matrix [N, K], packed once as w[N/16, K/2, 16, 2]: 16 rows side b
 x   operand panels: float32 [P, K, 16], or bfloat16 pairs [P, K/2, 32] (uint16) for CPUs that multiply those.
 y   float32 panels [P, N, 16].
 
+For AMX, w and x are tiles: see tiles.py.
+
 Each result is a sum, in order, of chains of CHAIN fused multiply-adds over k = 0, 1, 2, ..., whatever the
-block it is computed in: a token's result is the same bits in any company. N is padded to 16 rows and K to 32,
-with zeros.
+block it is computed in: a token's result is the same bits in any company. N and K are padded to 32, with
+zeros.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from .lanes import (
     llvm,
     load,
     pointer,
+    store,
     v16,
     v16i,
     v32b,
@@ -39,6 +42,7 @@ from .lanes import (
 )
 from .panels import ROWS, put_rows, silu
 from .team import share
+from .tiles import TILE, configure, release, rows_of_tiles, tiled
 
 # Bytes: at 16 tokens the weights come from memory at 13 GB/s a core with this, and at 6 without.
 PREFETCH = 8192
@@ -238,6 +242,24 @@ def kind_of(w: Any, x: Any) -> str:
     return "pairs" if x.dtype == types.float32 else "dot"
 
 
+def matmul(w, x, y, y_panel, panels, thread, num_threads):
+    """y[y_panel + p] = W x[p] for p < panels; this thread's share of the rows."""
+
+
+def matmul_add(w, x, y, y_panel, panels, scratch, thread, num_threads):
+    """y[y_panel + p] += W x[p]. The sum over k is formed first and added once: added one by one to a residual
+    near 5700, each product would be rounded to 2^-11."""
+
+
+def matmul_swiglu(w, x, y, panels, scratch, thread, num_threads):
+    """y[p] = silu(gate x[p]) * (up x[p]), an operand. W holds gate and up in turns, 16 rows of each."""
+
+
+def scratch_size(panels: int) -> int:
+    """float32 values of scratch that a thread needs for `panels` panels at a time: 32 rows of each."""
+    return max(panels, MAX_PANELS) * 2 * TILE
+
+
 def _whole(mode: str, w: Any, x: Any) -> Any:
     """All rows of W (this thread's share) times all panels."""
     multiply = product(mode, kind_of(w, x))
@@ -259,31 +281,59 @@ def _whole(mode: str, w: Any, x: Any) -> Any:
     return whole
 
 
-def matmul(w, x, y, y_panel, panels, thread, num_threads):
-    """y[y_panel + p] = W x[p] for p < panels; this thread's share of the rows."""
-
-
-def matmul_add(w, x, y, y_panel, panels, thread, num_threads):
-    """y[y_panel + p] += W x[p]. The sum over k is formed first and added once: added one by one to a residual
-    near 5700, each product would be rounded to 2^-11."""
-
-
-def matmul_swiglu(w, x, y, panels, scratch, thread, num_threads):
-    """y[p] = silu(gate x[p]) * (up x[p]), an operand. W holds gate and up in turns, 16 rows of each."""
-
-
 @overload(matmul, jit_options={"nogil": True})
 def _matmul(w, x, y, y_panel, panels, thread, num_threads):
-    return _whole("store", w, x)
+    if not tiled(w):
+        return _whole("store", w, x)
+
+    def whole(w, x, y, y_panel, panels, thread, num_threads):
+        first, last = share(w.shape[0], thread, num_threads)
+        y_step = y.shape[1] * 16
+        configure(w)
+        for n in range(first, last):
+            rows_of_tiles(w, n, x, panels, y, y_panel * y_step + n * 2 * ROWS * 16, y_step)
+        release(w)
+
+    return whole
 
 
 @overload(matmul_add, jit_options={"nogil": True})
-def _matmul_add(w, x, y, y_panel, panels, thread, num_threads):
-    return _whole("add", w, x)
+def _matmul_add(w, x, y, y_panel, panels, scratch, thread, num_threads):
+    if not tiled(w):
+        whole = inline(_whole("add", w, x))
+        return lambda w, x, y, y_panel, panels, scratch, thread, num_threads: whole(
+            w, x, y, y_panel, panels, thread, num_threads
+        )
+
+    def add(w, x, y, y_panel, panels, scratch, thread, num_threads):
+        first, last = share(w.shape[0], thread, num_threads)
+        step = 2 * ROWS * 16
+        configure(w)
+        for n in range(first, last):
+            rows_of_tiles(w, n, x, panels, scratch, 0, step)
+            for p in range(panels):
+                y_at = (y_panel + p) * y.shape[1] * 16 + n * step
+                for i in range(0, step, 16):
+                    store(y, y_at + i, load(y, y_at + i) + load(scratch, p * step + i))
+        release(w)
+
+    return add
 
 
 @overload(matmul_swiglu, jit_options={"nogil": True})
 def _matmul_swiglu(w, x, y, panels, scratch, thread, num_threads):
+    if tiled(w):
+
+        def swiglu(w, x, y, panels, scratch, thread, num_threads):
+            first, last = share(w.shape[0], thread, num_threads)
+            configure(w)
+            for n in range(first, last):
+                rows_of_tiles(w, n, x, panels, scratch, 0, 2 * ROWS * 16)
+                put_swiglu(scratch, panels, y, 0, n)
+            release(w)
+
+        return swiglu
+
     multiply = product("store", kind_of(w, x))
 
     def whole(w, x, y, panels, scratch, thread, num_threads):
@@ -310,12 +360,19 @@ def _matmul_swiglu(w, x, y, panels, scratch, thread, num_threads):
                         s_step,
                         steps,
                     )
-                for q in range(take):
-                    for i in range(0, ROWS, 2):
-                        gate, up = q * s_step + i * 16, q * s_step + (ROWS + i) * 16
-                        even = silu(load(scratch, gate)) * load(scratch, up)
-                        odd = silu(load(scratch, gate + 16)) * load(scratch, up + 16)
-                        put_rows(y, p + q, n * ROWS + i, even, odd)
+                put_swiglu(scratch, take, y, p, n)
             p += take
 
     return whole
+
+
+@inline
+def put_swiglu(scratch, take, y, panel, n):
+    """Rows 16n to 16n + 15 of y's panels from `panel` on: scratch holds 16 rows of gate x and 16 of up x for
+    each."""
+    for q in range(take):
+        for i in range(0, ROWS, 2):
+            gate, up = (q * 2 * ROWS + i) * 16, (q * 2 * ROWS + ROWS + i) * 16
+            even = silu(load(scratch, gate)) * load(scratch, up)
+            odd = silu(load(scratch, gate + 16)) * load(scratch, up + 16)
+            put_rows(y, panel + q, n * ROWS + i, even, odd)

@@ -3,7 +3,8 @@
 Token t is lane t % 16 of panel t // 16.
 
 An operand is what a matmul reads: float32 panels, or for CPUs that multiply bfloat16, pairs of rows [P, D/2,
-32] (uint16) whose elements 2l and 2l + 1 are rows 2d and 2d + 1 of lane l.
+32] (uint16) whose elements 2l and 2l + 1 are rows 2d and 2d + 1 of lane l; for AMX one or more of those, the
+parts [P, parts, D/2, 32] whose sum is the float32 value.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from .compiled import inline
-from .lanes import exp, i32, lanes, pointer, splat, store, v16b, vector_store
+from .lanes import constant, exp, i32, lanes, pointer, splat, store, v16, v16b, v16i, vector_store
 
 ROWS = 16  # of a weight matrix, side by side in the packed layout
 
@@ -42,6 +43,25 @@ def _store_pairs(typingctx, operand, index, even, odd):
     return types.void(operand, types.intp, lanes, lanes), codegen
 
 
+@intrinsic
+def rest(typingctx, x):
+    """What rounding x to bfloat16 leaves: exact, and zero where x is not finite (there is nothing to add)."""
+
+    def codegen(context, b, sig, args):
+        left = b.fsub(args[0], b.fpext(b.fptrunc(args[0], v16b), v16))
+        return b.select(b.fcmp_ordered("ord", left, left), left, constant(0.0))
+
+    return lanes(lanes), codegen
+
+
+@inline
+def put_parts(array, index, step, parts, even, odd):
+    """Two rows as bfloat16 pairs at the flat index, each further part `step` behind."""
+    for part in range(parts):
+        _store_pairs(array, index + part * step, even, odd)
+        even, odd = rest(even), rest(odd)
+
+
 def put_rows(operand, panel, row, even, odd):
     """Write rows `row` (an even number) and `row + 1` of a panel of an operand."""
 
@@ -55,12 +75,53 @@ def _put_rows(operand, panel, row, even, odd):
             store(operand, at, even)
             store(operand, at + 16, odd)
 
+    elif operand.ndim == 4:
+
+        def write(operand, panel, row, even, odd):
+            parts, step = operand.shape[1], operand.shape[2] * 32
+            put_parts(operand, panel * parts * step + row // 2 * 32, step, parts, even, odd)
+
     else:
 
         def write(operand, panel, row, even, odd):
             _store_pairs(operand, (panel * operand.shape[1] + row // 2) * 32, even, odd)
 
     return write
+
+
+@intrinsic
+def scatter_pairs(typingctx, array, places, index, even, odd):
+    """A row of bfloat16 pairs becomes a column: lane i's pair goes to array[places[i] + index]."""
+
+    def codegen(context, b, sig, args):
+        array, places, index, even, odd = args
+        order = ir.Constant(ir.VectorType(i32, 32), [i // 2 + 16 * (i % 2) for i in range(32)])
+        pairs = b.shuffle_vector(b.fptrunc(even, v16b), b.fptrunc(odd, v16b), order)
+        _scatter(context, b, sig.args, array, places, index, b.bitcast(pairs, v16i))
+        return context.get_dummy_value()
+
+    return types.void(array, places, types.intp, lanes, lanes), codegen
+
+
+@intrinsic
+def scatter_bfloats(typingctx, array, places, index, value):
+    """Lane i, as bfloat16, goes to array[places[i] + index]."""
+
+    def codegen(context, b, sig, args):
+        array, places, index, value = args
+        bits = b.bitcast(b.fptrunc(value, v16b), ir.VectorType(ir.IntType(16), 16))
+        _scatter(context, b, sig.args, array, places, index, bits)
+        return context.get_dummy_value()
+
+    return types.void(array, places, types.intp, lanes), codegen
+
+
+def _scatter(context, b, kinds, array, places, index, vector):
+    for lane in range(16):
+        place = b.load(pointer(context, b, kinds[1], places, ir.Constant(index.type, lane)))
+        at = pointer(context, b, kinds[0], array, b.add(place, index))
+        element = b.extract_element(vector, ir.Constant(i32, lane))
+        b.store(element, b.bitcast(at, element.type.as_pointer()), align=2)
 
 
 @intrinsic
@@ -78,14 +139,35 @@ def scatter(typingctx, array, index, stride, value):
     return types.void(array, types.intp, types.intp, lanes), codegen
 
 
-@inline
 def pack_tiles(source, packed, tile, tile_step, first, last):
-    """Row tiles [first, last) of source [N, K] -> packed [tiles, K', 16]: 16 rows side by side, the first of
-    source's tiles into tile `tile`, then every `tile_step`-th. All of uint32: a float32, or a pair of
-    bfloat16. What lies beyond N or K stays as it is."""
-    for n in range(first, last):
-        rows = min(ROWS, source.shape[0] - n * ROWS)
-        into, from_row = packed[tile + n * tile_step], n * ROWS
-        for k in range(source.shape[1]):
-            for r in range(rows):
-                into[k, r] = source[from_row + r, k]
+    """Row tiles [first, last) of source [N, K], the first of source's tiles into tile `tile` of packed, then
+    every `tile_step`-th. All of uint32: a float32, or a pair of bfloat16. What lies beyond N or K stays.
+
+    packed [tiles, K', 16]: 16 rows side by side. packed [tiles/2, K'/16, 2, 16, 16]: two tiles of 16 rows, 16
+    words of K wide (see kernels/tiles.py).
+    """
+
+
+@overload(pack_tiles, jit_options={"nogil": True})
+def _pack_tiles(source, packed, tile, tile_step, first, last):
+    if packed.ndim == 3:
+
+        def copy(source, packed, tile, tile_step, first, last):
+            for n in range(first, last):
+                rows = min(ROWS, source.shape[0] - n * ROWS)
+                into, from_row = packed[tile + n * tile_step], n * ROWS
+                for k in range(source.shape[1]):
+                    for r in range(rows):
+                        into[k, r] = source[from_row + r, k]
+
+    else:
+
+        def copy(source, packed, tile, tile_step, first, last):
+            for n in range(first, last):
+                into = tile + n * tile_step
+                for r in range(min(ROWS, source.shape[0] - n * ROWS)):
+                    row = source[n * ROWS + r]
+                    for k in range(row.size):
+                        packed[into // 2, k // 16, into % 2, r, k % 16] = row[k]
+
+    return copy

@@ -6,7 +6,8 @@ share, with a barrier where one needs what another wrote. Beyond reference.py's 
 arrays and the team.
 
 Names: `x` residual stream [P, D, 16]; `h` what a matmul reads; a panel number that starts with `first_`
-counts in the stream, others in the block at hand: the stream passes a layer in blocks of BLOCK_PANELS panels.
+counts in the stream, others in the block at hand: the stream passes a layer in blocks of as many panels as
+`h` holds.
 """
 
 from __future__ import annotations
@@ -21,15 +22,13 @@ from .kernels.matmul import matmul, matmul_add, matmul_swiglu
 from .kernels.norm import keys_values, query_heads, rms_norm
 from .kernels.team import barrier, stopping
 
-BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
-
 
 class Work(NamedTuple):
     """Arrays that a forward pass writes. Sizes with ' are padded for the matmuls; padding stays zero."""
 
     x: NDArray[Any]  # [P, D', 16] residual stream
-    keys: NDArray[Any]  # [K, P, H, 16] of one layer
-    values: NDArray[Any]  # [K, 16 * P, H'] of one layer
+    keys: NDArray[Any]  # of one layer; this and values: see kernels/attention.py
+    values: NDArray[Any]
     h: NDArray[Any]  # operand of D' rows, one block
     q: NDArray[Any]  # [block, N*H', 16]
     kv: NDArray[Any]  # [block, 2*K*H', 16]
@@ -44,7 +43,7 @@ class Stream(NamedTuple):
 
     cos: NDArray[Any]  # [P, H/2, 16] of each lane's position in its text
     sin: NDArray[Any]
-    tokens: NDArray[Any]  # [P, 16] float32: each lane's token, as its number in the stream
+    tokens: NDArray[Any]  # [P, 16] float32: each lane's token, as the number of its key
     starts: NDArray[Any]  # [P + 1]: panel p has segments[starts[p] : starts[p + 1]]
     segments: NDArray[Any]  # [n, 4]: first key, last key + 1, first lane, last lane + 1
 
@@ -65,7 +64,9 @@ def attention(
         stream.tokens, work.attended, work.scratch[thread], team,
     )  # fmt: skip
     barrier(team, num_threads)
-    matmul_add(w.o_proj[layer], work.attended, x, first_panel, panels, thread, num_threads)
+    matmul_add(
+        w.o_proj[layer], work.attended, x, first_panel, panels, work.scratch[thread], thread, num_threads
+    )
     barrier(team, num_threads)
 
 
@@ -74,7 +75,9 @@ def mlp(x, first_panel, panels, layer, w, work, team, thread, num_threads):
     """x += down_proj(silu(gate) * up) of h."""
     matmul_swiglu(w.gate_up_proj[layer], work.h, work.act, panels, work.scratch[thread], thread, num_threads)
     barrier(team, num_threads)
-    matmul_add(w.down_proj[layer], work.act, x, first_panel, panels, thread, num_threads)
+    matmul_add(
+        w.down_proj[layer], work.act, x, first_panel, panels, work.scratch[thread], thread, num_threads
+    )
     barrier(team, num_threads)
 
 
@@ -87,7 +90,7 @@ def block_keys_values(x, first_panel, panels, stream, layer, w, work, eps, team,
     barrier(team, num_threads)
     keys_values(
         work.kv, panels, first_panel, w.k_norm[layer], eps, stream.cos, stream.sin, work.keys, work.values,
-        thread, num_threads,
+        stream.tokens, thread, num_threads,
     )  # fmt: skip
 
 
@@ -117,7 +120,7 @@ def encode(
         while first_panel < x.shape[0]:
             if stopping(team):
                 return
-            panels = min(BLOCK_PANELS, x.shape[0] - first_panel)
+            panels = min(work.h.shape[0], x.shape[0] - first_panel)
             block_keys_values(x, first_panel, panels, stream, layer, w, work, eps, team, thread, num_threads)
             if not last:
                 block(
@@ -137,7 +140,7 @@ def encode(
         while first_panel < pooled_x.shape[0]:
             if stopping(team):
                 return
-            panels = min(BLOCK_PANELS, pooled_x.shape[0] - first_panel)
+            panels = min(work.h.shape[0], pooled_x.shape[0] - first_panel)
             layer = layers - 1
             norm = w.input_layernorm[layer]
             rms_norm(pooled_x, first_panel, panels, norm, eps, work.h, thread, num_threads)

@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 
 from . import reference
 from .checkpoint import Checkpoint
-from .engine import BLOCK_PANELS, Stream, Work, encode
-from .kernels import attention, isa
+from .engine import Stream, Work, encode
+from .kernels import attention, isa, matmul
 from .kernels.compiled import compile_for
 from .kernels.team import STOP, new_team
 from .threads import Lock, Pool
-from .weights import allocate, pack, pad
+from .weights import allocate, is_bfloat16, pack, pad
 
 PRECISIONS = ("highest", "high", "medium")
 STEP_TOKENS = 2048
-SWIGLU_SCRATCH = 3 * 2 * 16 * 16
+SHORTEST = 8  # a shorter text counts as this many: on tiles each text has 32 keys or more
+BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
+PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 parts of an activation on tiles
 
 
 class NumbaBackend:
@@ -38,7 +40,11 @@ class NumbaBackend:
         if matmul_precision not in PRECISIONS:
             raise ValueError(f"matmul_precision = {matmul_precision!r} is not one of {', '.join(PRECISIONS)}")
         self.matmul_precision = matmul_precision
-        self.isa = isa.choose(matmul_precision)
+        self.isa = isa.choose(matmul_precision, is_bfloat16(checkpoint))
+        self._tiles = self.isa in (isa.AMX, isa.AMX_SPELLED_OUT)
+        self._parts = PARTS[matmul_precision]
+        # Tiles stream the weights at the memory's speed with 128 tokens of two parts, and hold those in L2.
+        self._block_panels = BLOCK_PANELS // self._parts // 2 * 2 if self._tiles else BLOCK_PANELS
         self.config = checkpoint.config
         self.pool = Pool(num_threads)
         self._embed_tokens = checkpoint.weights().embed_tokens
@@ -48,7 +54,9 @@ class NumbaBackend:
         self._cos = self._sin = np.empty((0, 0), np.float32)
         self._buffers: dict[str, NDArray[Any]] = {}
         with _progress(checkpoint.config.num_hidden_layers) as bar:
-            self._weights = pack(checkpoint, self.pool, lambda done, layers: bar.update(done - bar.n))
+            self._weights = pack(
+                checkpoint, self.pool, lambda done, layers: bar.update(done - bar.n), self._tiles
+            )
         compile_for(encode, (*self._arguments([[0]])[0], 0, 1))
 
     def __repr__(self) -> str:
@@ -86,8 +94,13 @@ class NumbaBackend:
         ends = np.cumsum(lengths)
         begins = ends - lengths
         D = pad(c.hidden_size, 32)
+        # Numbers of the texts' keys: on tiles each text starts a new one.
+        key_begins, keys = begins, ends[-1]
+        if self._tiles:
+            places = -(-lengths // 32) * 32
+            key_begins, keys = np.cumsum(places) - places, places.sum()
         panels, pooled_panels = -(-ends[-1] // 16), -(-len(texts) // 16)
-        work = self._work(panels)
+        work = self._work(panels, keys)
         ids = np.concatenate([np.asarray(ids, np.int64) for ids in texts])
         rows = np.zeros((panels * 16, D), np.float32)
         rows[: len(ids), : c.hidden_size] = self._embed_tokens[ids]
@@ -95,21 +108,22 @@ class NumbaBackend:
         pooled_x = self._buffer("pooled", (pooled_panels, D, 16))
         pooled_x[:] = 0
         positions = np.arange(ends[-1]) - np.repeat(begins, lengths)
-        everything = self._stream(np.arange(ends[-1]), positions, *text_segments(begins, ends))
-        pooled = self._stream(ends - 1, lengths - 1, *pooled_segments(begins, ends))
+        tokens = np.arange(ends[-1]) + np.repeat(key_begins - begins, lengths)
+        everything = self._stream(tokens, keys, positions, *text_segments(begins, ends, key_begins))
+        pooled = self._stream(tokens[ends - 1], keys, lengths - 1, *pooled_segments(lengths, key_begins))
         group = c.num_attention_heads // c.num_key_value_heads
         fixed = (np.float32(c.rms_norm_eps), group, c.head_dim, self._team)
         stream_arguments = (everything, pooled_x, pooled, ends - 1)
         return (c.num_hidden_layers, self._weights, work, *stream_arguments, *fixed), pooled_x
 
-    def _stream(self, tokens: Any, positions: Any, panel_of: Any, segments: Any) -> Stream:
+    def _stream(self, tokens: Any, keys: int, positions: Any, panel_of: Any, segments: Any) -> Stream:
         panels = -(-len(tokens) // 16)
         longest = int(positions.max()) + 1
         if len(self._cos) < longest:
             self._cos, self._sin = reference.rope_table(longest, self.config.head_dim, self.config.rope_theta)
         position = np.zeros(panels * 16, np.int64)
         position[: len(tokens)] = positions
-        token = np.zeros((panels, 16), np.float32)
+        token = np.full((panels, 16), keys, np.float32)  # lanes behind the end: a key that no text has
         token.ravel()[: len(tokens)] = tokens
 
         def lanes(table: NDArray[Any]) -> NDArray[Any]:
@@ -118,21 +132,33 @@ class NumbaBackend:
         starts = np.searchsorted(panel_of, np.arange(panels + 1))
         return Stream(lanes(self._cos), lanes(self._sin), token, starts, segments)
 
-    def _work(self, panels: int) -> Work:
+    def _work(self, panels: int, keys: int) -> Work:
         c = self.config
         H, F = c.head_dim, pad(c.intermediate_size, 32)
         NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
         group = c.num_attention_heads // c.num_key_value_heads
         D = pad(c.hidden_size, 32)
-        scratch = max(attention.scratch_size(H, group), SWIGLU_SCRATCH)
-        fixed = min(panels, BLOCK_PANELS)
+        scratch = max(attention.scratch_size(H, group), matmul.scratch_size(self._block_panels))
+        fixed = min(panels, self._block_panels)
+        K = c.num_key_value_heads
+        kind: Any = np.float32
+        key_shape: tuple[int, ...] = (K, panels, H, 16)
+        value_shape: tuple[int, ...] = (K, 16 * panels, attention.padded(H))
+        if self._tiles:
+            tile_pairs, H_tiles, kind = (
+                keys // 32 + 1,
+                attention.padded(H, tiles=True) // 32,
+                np.dtype(np.uint16),
+            )
+            key_shape = (K, tile_pairs, self._parts, H_tiles, 2, 16, 32)
+            value_shape = (K, self._parts, H_tiles, tile_pairs, 2, 16, 32)
         return Work(
             x=self._buffer("x", (panels, D, 16)),
-            keys=self._buffer("keys", (c.num_key_value_heads, panels, H, 16)),
-            values=self._buffer("values", (c.num_key_value_heads, 16 * panels, attention.padded(H))),
+            keys=self._buffer("keys", key_shape, kind),
+            values=self._buffer("values", value_shape, kind),
             h=self._operand("h", D),
-            q=self._buffer("q", (fixed, pad(NH, 16), 16)),
-            kv=self._buffer("kv", (fixed, pad(2 * KH, 16), 16)),
+            q=self._buffer("q", (fixed, pad(NH, 32), 16)),
+            kv=self._buffer("kv", (fixed, pad(2 * KH, 32), 16)),
             attended=self._operand("attended", pad(NH, 32)),
             act=self._operand("act", F),
             scratch=self._buffer("scratch", (self.num_threads, scratch)),
@@ -140,9 +166,11 @@ class NumbaBackend:
 
     def _operand(self, name: str, rows: int) -> NDArray[Any]:
         """Of one block. Its padding must be zero and stays it, since its shape is the same at every step."""
+        if self._tiles:
+            return self._buffer(name, (self._block_panels, self._parts, rows // 2, 32), np.uint16)
         if self.isa == isa.AVX512_BF16:
-            return self._buffer(name, (BLOCK_PANELS, rows // 2, 32), np.uint16)
-        return self._buffer(name, (BLOCK_PANELS, rows, 16))
+            return self._buffer(name, (self._block_panels, rows // 2, 32), np.uint16)
+        return self._buffer(name, (self._block_panels, rows, 16))
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
         """A work array, kept from step to step: zeros when new, then what the step before left."""
@@ -155,7 +183,7 @@ class NumbaBackend:
 def steps(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Ranges of texts that are computed together: as many as fit into STEP_TOKENS, or one that does not."""
     ranges, first, tokens = [], 0, 0
-    for i, length in enumerate(lengths):
+    for i, length in enumerate(max(length, SHORTEST) for length in lengths):
         if i > first and tokens + length > STEP_TOKENS:
             ranges.append((first, i))
             first, tokens = i, 0
@@ -163,20 +191,23 @@ def steps(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return [*ranges, (first, len(lengths))] if len(lengths) else []
 
 
-def text_segments(begins: NDArray[Any], ends: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def text_segments(
+    begins: NDArray[Any], ends: NDArray[Any], key_begins: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """For every panel and every text with tokens in it: the panel, and a row of Stream.segments."""
     counts = (ends - 1) // 16 - begins // 16 + 1
     text = np.repeat(np.arange(len(begins)), counts)
     panel = begins[text] // 16 + np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts)
     lane = np.maximum(begins[text] - 16 * panel, 0)
     next_lane = np.minimum(ends[text] - 16 * panel, 16)
-    return panel, np.stack([begins[text], 16 * panel + next_lane, lane, next_lane], axis=1)
+    last_key = 16 * panel + next_lane + (key_begins - begins)[text]
+    return panel, np.stack([key_begins[text], last_key, lane, next_lane], axis=1)
 
 
-def pooled_segments(begins: NDArray[Any], ends: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def pooled_segments(lengths: NDArray[Any], key_begins: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The same for the last tokens of the texts, each a lane of its own."""
-    i = np.arange(len(begins))
-    return i // 16, np.stack([begins, ends, i % 16, i % 16 + 1], axis=1)
+    i = np.arange(len(lengths))
+    return i // 16, np.stack([key_begins, key_begins + lengths, i % 16, i % 16 + 1], axis=1)
 
 
 def _progress(layers: int) -> Any:

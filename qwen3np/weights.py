@@ -20,8 +20,8 @@ FRONT = 64  # bytes before the first weight: the kernels read two bytes in front
 
 
 class PackedWeights(NamedTuple):
-    """Each matrix [L, N/16, K/2, 16, 2] bfloat16 bits, or [L, N/16, K, 16] float32 (see
-    kernels/matmul.py)."""
+    """Each matrix [L, N/16, K/2, 16, 2] bfloat16 bits, or [L, N/16, K, 16] float32 (see kernels/matmul.py),
+    or for AMX [L, N/32, K/32, 2, 16, 32] bfloat16 bits (kernels/tiles.py)."""
 
     q_proj: NDArray[Any]
     kv_proj: NDArray[Any]  # k_proj's rows, then v_proj's
@@ -70,25 +70,35 @@ def as_uint32(matrix: NDArray[Any]) -> NDArray[np.uint32]:
     return words
 
 
-def pack(checkpoint: Checkpoint, pool: Pool, progress: Callable[[int, int], None]) -> PackedWeights:
-    """Pack all layers, on all threads; `progress(layers_done, layers)` is called after each."""
+def is_bfloat16(checkpoint: Checkpoint) -> bool:
+    """Whether all matrices are; the kernels for bfloat16 take no others."""
+    return all(t.dtype == "BF16" for name, t in checkpoint.tensors.items() if name.endswith("_proj.weight"))
+
+
+def pack(
+    checkpoint: Checkpoint, pool: Pool, progress: Callable[[int, int], None], tiles: bool = False
+) -> PackedWeights:
+    """Pack all layers, on all threads, in tiles if asked to; `progress(layers_done, layers)` is called after
+    each."""
     c, tensors = checkpoint.config, checkpoint.tensors
     L, D, F, H = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.head_dim
     NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
-    bfloat16 = all(t.dtype == "BF16" for name, t in tensors.items() if name.endswith("_proj.weight"))
+    bfloat16 = is_bfloat16(checkpoint)
 
     def matrix(N: int, K: int) -> NDArray[Any]:
-        tiles, K = pad(N, 16) // 16, pad(K, 32)
+        N, K = pad(N, 32), pad(K, 32)
+        if tiles:
+            return allocate((L, N // 32, K // 32, 2, 16, 32), np.uint16)
         if bfloat16:
-            return allocate((L, tiles, K // 2, 16, 2), np.uint16)
-        return allocate((L, tiles, K, 16), np.float32)
+            return allocate((L, N // 16, K // 2, 16, 2), np.uint16)
+        return allocate((L, N // 16, K, 16), np.float32)
 
     w = PackedWeights(
         q_proj=matrix(NH, D),
         kv_proj=matrix(2 * KH, D),
-        o_proj=matrix(pad(D, 32), NH),
+        o_proj=matrix(D, NH),
         gate_up_proj=matrix(2 * pad(F, 32), D),
-        down_proj=matrix(pad(D, 32), F),
+        down_proj=matrix(D, F),
         q_norm=np.empty((L, H), np.float32),
         k_norm=np.empty((L, H), np.float32),
         input_layernorm=np.empty((L, D), np.float32),
@@ -101,12 +111,10 @@ def pack(checkpoint: Checkpoint, pool: Pool, progress: Callable[[int, int], None
             return data if bfloat16 else widen(data)
 
         def put(source: NDArray[Any], packed: NDArray[Any], tile: int = 0, tile_step: int = 1) -> None:
-            arguments = (
-                as_uint32(source),
-                packed.view(np.uint32).reshape(len(packed), -1, 16),
-                tile,
-                tile_step,
-            )
+            words = packed.view(np.uint32)
+            if not tiles:
+                words = words.reshape(len(packed), -1, 16)
+            arguments = (as_uint32(source), words, tile, tile_step)
             compile_for(pack_share, (*arguments, 0, 1))
             pool.run(pack_share, *arguments)
 

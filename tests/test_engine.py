@@ -23,8 +23,9 @@ from qwen3np.config import Config
 from qwen3np.numba_backend import PRECISIONS, NumbaBackend
 
 LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 47, 100, 5, 300, 1, 1, 257)
-# Unit vectors against float64. "medium" rounds activations to 8 bits: what it costs depends on the model.
-TOLERANCE = {"highest": 2e-6, "high": 5e-6, "medium": 2e-2}
+# Unit vectors against float64, times sqrt(1024 / hidden_size): the fewer channels, the larger they are. The
+# promise for the 0.6B. "medium" rounds activations to 8 bits: what it costs depends on the model.
+TOLERANCE = {"highest": 1e-6, "high": 5e-6, "medium": 1e-2}
 
 ODD = {
     "tiny": synth.LIKE["tiny"],
@@ -36,7 +37,7 @@ ODD = {
 
 
 def paths() -> list[str]:
-    return [isa.SIMD, *([isa.AVX512_BF16] if isa.has_feature("avx512bf16") else [])]
+    return isa.available()
 
 
 def checkpoint_of(config: Config, folder: Path) -> Checkpoint:
@@ -91,7 +92,8 @@ def test_it_is_the_reading_copy(odd, precision, path, monkeypatch):
     texts = random_texts(odd.config)
     vectors = reference.normalize(NumbaBackend(odd, precision).encode(texts))
     error = np.abs(vectors - truth(odd, texts)).max(axis=1)
-    assert error.max() <= TOLERANCE[precision], f"{dict(zip(LENGTHS, error, strict=False))}"
+    tolerance = TOLERANCE[precision] * (1024 / odd.config.hidden_size) ** 0.5
+    assert error.max() <= tolerance, f"{dict(zip(LENGTHS, error, strict=False))}"
 
 
 @pytest.mark.parametrize("path", paths())

@@ -8,6 +8,7 @@ from numba import njit
 from qwen3np.kernels import attention, isa, lanes, matmul, norm, panels, team
 
 from qwen3np.checkpoint import widen
+from qwen3np.numba_backend import text_segments
 from qwen3np.synth import to_bfloat16
 from qwen3np.weights import allocate, as_uint32, pack_share, pad
 
@@ -26,7 +27,18 @@ WIDTHS = (
     (33, 31),
     (7, 5),
 )
-KINDS = ("pairs", "float32", *(["dot"] if isa.has_feature("avx512bf16") else []))
+# How operands are stored; "tiles n": of n parts, for AMX (spelled out in float32 where the CPU has none).
+KINDS = (
+    "pairs",
+    "float32",
+    "tiles 1",
+    "tiles 2",
+    "tiles 3",
+    *(["dot"] if "avx512_bf16" in isa.available() else []),
+)
+
+
+matmul_scratch = matmul.scratch_size(7)
 
 
 @njit(nogil=True)
@@ -36,7 +48,7 @@ def run_matmul(w, x, y, count):
 
 @njit(nogil=True)
 def run_matmul_add(w, x, y, count):
-    matmul.matmul_add(w, x, y, 0, count, 0, 1)
+    matmul.matmul_add(w, x, y, 0, count, np.empty(matmul_scratch, np.float32), 0, 1)
 
 
 @njit(nogil=True)
@@ -70,7 +82,11 @@ def from_panels(panels_PD16, tokens):
 
 def packed(w_NK, kind, tile=0, step=1, tiles=None):
     N, K = w_NK.shape
-    tiles = tiles or pad(N, 16) // 16
+    tiles = tiles or pad(N, 32) // 16
+    if kind.startswith("tiles"):
+        out = allocate((tiles // 2, pad(K, 32) // 32, 2, 16, 32), np.uint16)
+        pack_share(as_uint32(w_NK), out.view(np.uint32), tile, step, 0, 1)
+        return out
     shape = (tiles, pad(K, 32), 16) if kind == "float32" else (tiles, pad(K, 32) // 2, 16, 2)
     out = allocate(shape, np.float32 if kind == "float32" else np.uint16)
     source = widen(w_NK) if kind == "float32" else w_NK
@@ -81,10 +97,14 @@ def packed(w_NK, kind, tile=0, step=1, tiles=None):
 def operand(x_TD, kind):
     """As the kernels read it, and the float values it then holds."""
     x = to_panels(x_TD, pad(x_TD.shape[1], 32))
-    if kind != "dot":
+    if kind in ("pairs", "float32"):
         return x, x_TD
-    pairs = to_bfloat16(x).reshape(len(x), -1, 2, 16).transpose(0, 1, 3, 2)
-    return np.ascontiguousarray(pairs.reshape(len(x), -1, 32)), widen(to_bfloat16(x_TD))
+    parts, held, left = [], np.zeros_like(x_TD), x_TD
+    for _ in range(int(kind[-1]) if kind.startswith("tiles") else 1):
+        part = to_bfloat16(to_panels(left, x.shape[1])).reshape(len(x), -1, 2, 16).transpose(0, 1, 3, 2)
+        parts.append(part.reshape(len(x), -1, 32))
+        held, left = held + widen(to_bfloat16(left)), left - widen(to_bfloat16(left))
+    return (np.stack(parts, 1) if kind.startswith("tiles") else parts[0].copy()), held
 
 
 def random(seed, *shape):
@@ -101,7 +121,7 @@ def test_matmul(shape, kind):
         x, x_TD = operand(random(tokens, tokens, K), kind)
         exact = x_TD.astype(np.float64) @ widen(w_NK, np.float64).T
         bound = 16 * EPS * (np.abs(x_TD) @ np.abs(widen(w_NK)).T) + 1e-30
-        y = np.zeros((len(x), len(w) * 16, 16), np.float32)
+        y = np.zeros((len(x), pad(N, 32), 16), np.float32)
         run_matmul(w, x, y, len(x))
         assert (np.abs(from_panels(y, tokens)[:, :N] - exact) <= bound).all()
         assert not y[:, N:].any()  # padding stays zero
@@ -123,18 +143,19 @@ def test_a_token_is_the_same_bits_whatever_the_block(kind):
         np.testing.assert_array_equal(together, alone[:count])
 
 
+@pytest.mark.parametrize("kind", ["pairs", "tiles 2"])
 @pytest.mark.parametrize("shape", [(3072, 64), (80, 48), (47, 33)])
-def test_swiglu(shape):
+def test_swiglu(shape, kind):
     F, D = shape
     gate, up = to_bfloat16(random(0, F, D)), to_bfloat16(random(1, F, D))
-    w = packed(gate, "pairs", 0, 2, 2 * pad(F, 32) // 16)
-    tiles = w.view(np.uint32).reshape(len(w), -1, 16)
-    pack_share(as_uint32(up), tiles, 1, 2, 0, 1)
+    w = packed(gate, kind, 0, 2, 2 * pad(F, 32) // 16)
+    words = w.view(np.uint32) if kind == "tiles 2" else w.view(np.uint32).reshape(len(w), -1, 16)
+    pack_share(as_uint32(up), words, 1, 2, 0, 1)
     for tokens in TOKENS:
-        x, x_TD = operand(random(tokens, tokens, D), "pairs")
+        x, x_TD = operand(random(tokens, tokens, D), kind)
         g, u = (x_TD.astype(np.float64) @ widen(m, np.float64).T for m in (gate, up))
         y = np.zeros((len(x), pad(F, 32), 16), np.float32)
-        run_swiglu(w, x, y, len(x), np.zeros(3 * 2 * 16 * 16, np.float32))
+        run_swiglu(w, x, y, len(x), np.zeros(matmul_scratch, np.float32))
         exact = g / (1 + np.exp(-g)) * u
         size = np.abs(x_TD) @ np.abs(widen(gate)).T * (np.abs(u) + 1) + np.abs(x_TD) @ np.abs(
             widen(up)
@@ -169,29 +190,57 @@ def test_rms_norm(size):
         exact = x64 / np.sqrt((x64**2).mean(axis=1, keepdims=True) + 3e-3) * weight
         np.testing.assert_allclose(from_panels(out, tokens)[:, :size], exact, rtol=64 * EPS)
         assert not out[:, size:].any()
+        for parts in (1, 2, 3):
+            operand = np.zeros((len(x), parts, pad(size, 32) // 2, 32), np.uint16)
+            norm.rms_norm(x, 0, len(x), weight, np.float32(3e-3), operand, 0, 1)
+            values = widen(operand.reshape(len(x), parts, -1, 16, 2).transpose(1, 0, 2, 4, 3))
+            total = values.reshape(parts, *out.shape).sum(axis=0, dtype=np.float64)
+            assert (np.abs(total - out) <= np.abs(out) * 2.0 ** (-9 * parts + 1)).all()
+
+
+def key_tiles(x_SKH, places, parts, values=False):
+    """Keys or values as tiles: token s at place places[s]."""
+    S, K, H = x_SKH.shape
+    groups, H_tiles = places.max() // 32 + 1, pad(H, 32) // 32
+    out = np.zeros((K, parts, groups * 32, H_tiles * 32), np.uint16)
+    left = x_SKH.transpose(1, 0, 2)
+    for part in range(parts):
+        out[:, part, places, :H] = to_bfloat16(left)
+        left = left - widen(to_bfloat16(left))
+    if values:
+        return out.reshape(K, parts, groups, 32, H_tiles, 2, 16).transpose(0, 1, 4, 2, 5, 6, 3)
+    tiles = out.reshape(K, parts, groups, 2, 16, H_tiles, 32).transpose(0, 2, 1, 5, 3, 4, 6)
+    return np.ascontiguousarray(tiles)
 
 
 HEADS = [(16, 8, 128), (32, 8, 128), (6, 2, 10), (3, 1, 64), (5, 5, 18)]
 
 
+@pytest.mark.parametrize("parts", [0, 1, 2, 3], ids=["panels", "1 part", "2 parts", "3 parts"])
 @pytest.mark.parametrize("heads", HEADS)
-def test_attention_of_packed_sequences(heads):
-    """Sequences back to back, some across panels and chunks, against float64 one by one."""
-    from qwen3np.numba_backend import text_segments
-
+def test_attention_of_packed_sequences(heads, parts):
+    """Sequences back to back, some across panels and chunks, against float64 one by one; keys and values as
+    panels, or as tiles of so many parts."""
     N, K, H = heads
     lengths = np.array([1, 15, 16, 17, 31, 33, 300, 2])
     ends = np.cumsum(lengths)
     begins, S = ends - lengths, ends[-1]
+    key_begins = np.cumsum(pad(lengths, 32)) - pad(lengths, 32) if parts else begins
+    places = np.arange(S) + np.repeat(key_begins - begins, lengths)
     q_TD, k_SKH, v_SKH = random(0, S, N * H), random(1, S, K, H), random(2, S, K, H)
     count = -(-S // 16)
     q = to_panels(q_TD, pad(N * H, 16))
-    keys = np.stack([to_panels(k_SKH[:, k], H) for k in range(K)])
-    values = np.zeros((K, count * 16, attention.padded(H)), np.float32)
-    values[:, :S, :H] = v_SKH.transpose(1, 0, 2)
-    panel, segments = text_segments(begins, ends)
+    if parts:
+        keys = key_tiles(k_SKH, places, parts)
+        values = np.ascontiguousarray(key_tiles(v_SKH, places, parts, values=True))
+    else:
+        keys = np.stack([to_panels(k_SKH[:, k], H) for k in range(K)])
+        values = np.zeros((K, count * 16, attention.padded(H)), np.float32)
+        values[:, :S, :H] = v_SKH.transpose(1, 0, 2)
+    panel, segments = text_segments(begins, ends, key_begins)
     starts = np.searchsorted(panel, np.arange(count + 1))
-    tokens = np.arange(count * 16, dtype=np.float32).reshape(count, 16)
+    tokens = np.zeros((count, 16), np.float32)
+    tokens.ravel()[:S] = places
     out = np.zeros((count, pad(N * H, 32), 16), np.float32)
     scratch = np.full(attention.scratch_size(H, N // K), np.nan, np.float32)
     attention.attention(
@@ -209,5 +258,6 @@ def test_attention_of_packed_sequences(heads):
             v = v_SKH[begin:end, n // (N // K)]
             # An error of the scores is a relative error of the probabilities.
             sizes = np.abs(qn) @ np.abs(k_SKH[begin:end, n // (N // K)]).T * H**-0.5
-            bound = (8 * sizes.max(axis=1, keepdims=True) + 32) * EPS * (weights @ np.abs(v))
+            rounded = 3 * 2.0 ** (-9 * parts + 1) if parts else 0
+            bound = (8 * sizes.max(axis=1, keepdims=True) + 32) * max(EPS, rounded) * (weights @ np.abs(v))
             assert (np.abs(got[begin:end, n] - weights @ v) <= bound).all()

@@ -1,0 +1,82 @@
+"""Kernels compile where they can be kept and where they cannot, for this CPU and for one with AMX."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+EMBED = """
+import sys
+from qwen3np import Embedder
+print(Embedder(sys.argv[1]).encode("one text").tobytes().hex())
+"""
+
+
+def start(code: str, model, cache: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(model)],
+        env=os.environ | {"XDG_CACHE_HOME": cache} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_cold_cache(tiny, tmp_path):
+    """Both work, one compiles; a third compiles nothing."""
+    both = [start(EMBED, tiny, str(tmp_path)) for _ in range(2)]
+    (first, first_err), (second, second_err) = (finish(process) for process in both)
+    assert first == second
+    assert (first_err + second_err).count("compiling the kernels") == 1
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nbc")}
+    out, err = finish(start(EMBED, tiny, str(tmp_path)))
+    assert out == first and "compiling" not in err
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nbc")} != {}
+
+
+@pytest.mark.slow
+def test_it_works_where_nothing_can_be_written(tiny, tmp_path):
+    """A read-only install: no folder for the cache."""
+    out, err = finish(start(EMBED, tiny, os.devnull))
+    assert "no folder for compiled kernels can be written" in err
+    assert out == finish(start(EMBED, tiny, str(tmp_path)))[0]
+
+
+FOR_AMX = """
+import sys
+from qwen3np.kernels import isa
+here = isa.features()
+isa.features = lambda: {**here, "amx-bf16": True, "amx-tile": True}
+isa.amx_granted = lambda: True  # the code is compiled, and never run
+from numba import typeof
+from qwen3np import numba_backend, weights
+from qwen3np.checkpoint import Checkpoint
+from qwen3np.engine import encode
+from qwen3np.threads import Pool
+Pool.run = weights.compile_for = lambda *args, **kwargs: None
+numba_backend.compile_for = lambda kernel, arguments: kernel.compile(tuple(map(typeof, arguments)))
+backend = numba_backend.NumbaBackend(Checkpoint(sys.argv[1]))
+assert backend.isa == "amx", backend.isa
+print(*encode.inspect_asm().values())
+"""
+
+
+@pytest.mark.slow
+def test_the_amx_path_is_tile_instructions(tiny, tmp_path):
+    """What an AMX CPU runs, compiled for one: whatever this CPU is."""
+    features = "+amx-bf16,+amx-tile,+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512bf16,+avx2,+fma"
+    cpu = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": features}
+    assembly, _ = finish(start(FOR_AMX, tiny, str(tmp_path), **cpu))
+    for instruction in ("ldtilecfg", "tilerelease", "tileloadd", "tilestored", "tilezero", "tdpbf16ps"):
+        assert instruction in assembly
+    assert "tdpbf16ps\t%tmm7, %tmm5, %tmm3" in assembly  # 2 x 2 results
