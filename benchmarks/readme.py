@@ -18,6 +18,7 @@ READING_ORDER = {
     "qwen3np/reference.py": "the whole model in NumPy: start here",
     "qwen3np/engine.py": "the same functions in the same order, on the kernels",
     "kernels/matmul.py": "the matrix product, in registers",
+    "kernels/tiles.py": "the same product on AMX's tiles",
     "kernels/attention.py": "attention without an S x S matrix",
     "kernels/norm.py": "RMSNorm and RoPE",
     "kernels/lanes.py": "sixteen float32 in registers, as a Numba type",
@@ -49,6 +50,40 @@ def accuracy() -> str:
     return "\n".join(lines) + f"\n\nTexts of {lengths} tokens; {versions}."
 
 
+def speed() -> str:
+    """Rows of benchmarks/engine.py; those that lose are there too."""
+    results = json.loads((ROOT / "benchmarks/results/engine.json").read_text())
+    lines = ["| | qwen3np | | peer | | times faster |", "|---|---|---|---|---|---|"]
+    figures = []
+    for row in results["rows"]:
+        if "value" in row:
+            figures.append(f"{row['workload']}: {row['value']:.3g}")
+            continue
+        mine, other = (
+            f"{row[middle]:,.0f} ms ({row[spread][0]:,.0f}-{row[spread][1]:,.0f})"
+            for middle, spread in (("ms", "range"), ("peer_ms", "peer_range"))
+        )
+        if row["workload"] == "1x16":
+            figures.append(
+                f"one text of 16 tokens: {row['ms']:.0f} ms, {row['ratio']:.2f} times as long as reading the "
+                "weights from memory"
+            )
+            continue
+        cells = (row["workload"], row["ours"], mine, row["peer"], other, f"{row['ratio']:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    about = results["about"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return (
+        "\n".join(lines)
+        + "\n\n"
+        + "; ".join(figures)
+        + (
+            f".\n\nMedian (range), {about['threads']} threads of a {about['cpu']} CPU (instruction path "
+            f"{about['isa']}), {about['date']}; {versions}."
+        )
+    )
+
+
 def demo() -> str:
     run = subprocess.run(["qwen3np", "demo"], capture_output=True, text=True, check=True)
     return f"```\n{run.stdout.rstrip()}\n```"
@@ -64,7 +99,9 @@ def fill(readme: str, name: str, text: str) -> str:
 def main() -> None:
     path = ROOT / "README.md"
     readme = path.read_text()
-    filled = fill(fill(readme, "reading order", reading_order()), "accuracy", accuracy())
+    filled = readme
+    for name, part in (("reading order", reading_order), ("accuracy", accuracy), ("speed", speed)):
+        filled = fill(filled, name, part())
     if "--check" in sys.argv:
         if filled != readme:
             raise SystemExit("README.md has stale figures: run python benchmarks/readme.py")

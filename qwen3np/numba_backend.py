@@ -145,11 +145,8 @@ class NumbaBackend:
         key_shape: tuple[int, ...] = (K, panels, H, 16)
         value_shape: tuple[int, ...] = (K, 16 * panels, attention.padded(H))
         if self._tiles:
-            tile_pairs, H_tiles, kind = (
-                keys // 32 + 1,
-                attention.padded(H, tiles=True) // 32,
-                np.dtype(np.uint16),
-            )
+            kind = np.uint16
+            tile_pairs, H_tiles = keys // 32 + 1, attention.padded(H, tiles=True) // 32
             key_shape = (K, tile_pairs, self._parts, H_tiles, 2, 16, 32)
             value_shape = (K, self._parts, H_tiles, tile_pairs, 2, 16, 32)
         return Work(
