@@ -276,8 +276,8 @@ def main(folder: Path, names: list[str]) -> None:
     print(table(header, [text(r) for r in rows]))
     versions = {m.__name__: m.__version__ for m in (np, numba, torch, transformers)}
     about = {
-        "cpu": binding.get_host_cpu_name(), "isa": isa.choose("high"), "threads": THREADS, "versions": versions,
-        "date": datetime.date.today().isoformat(),
+        "cpu": binding.get_host_cpu_name(), "isa": isa.choose("high"), "threads": THREADS,
+        "versions": versions, "date": datetime.date.today().isoformat(),
     }  # fmt: skip
     print(about)
     if not names:

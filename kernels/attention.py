@@ -2,18 +2,15 @@
 arXiv:1805.02867).
 
 q        float32 panels [P, N*H, 16], normalised and turned
-keys     [K, panels of the stream, H, 16]: as a matmul's left operand, a panel is 16 keys
-values   [K, S, H']: rows are tokens, H' is H padded to 16
+keys     of the stream's texts, and values: see keys_values.py
 out      operand [P, N*H, 16]
 
-For AMX, keys and values are left operands in tiles (tiles.py), of as many parts as the queries and the
-probabilities, uint16: keys [K, S/32, parts, H'/32, 2, 16, 32], values [K, parts, H'/32, S/32, 2, 16, 32], H'
-is H padded to 32. A product of two sums of parts leaves out the pairs that are smaller than its last part.
+On AMX's tiles a product of two sums of parts leaves out the pairs that are smaller than its last part.
 
-A query panel may hold tokens of several sequences. A segment says which: its lanes, and the first key of its
-sequence. Keys are taken in chunks counted from the sequence's first key, each chunk's sums are chains over
-its keys in order, and a key that a lane may not see adds an exact zero: where the sequence stands in the
-stream changes no bit. (In tiles, sums are formed by 32 keys; there every sequence starts a new tile.)
+A query panel may hold tokens of several texts. A segment says which: its lanes, and the places of its text's
+keys. Keys are taken in chunks counted from the text's first, each chunk's sums are chains over its keys in
+order, and a key that a lane may not see adds an exact zero: where the text stands in the stream changes no
+bit.
 """
 
 from __future__ import annotations
@@ -22,6 +19,7 @@ import numpy as np
 from numba.extending import overload
 
 from .compiled import inline
+from .keys_values import AT_ONCE, padded
 from .lanes import both, exp, load, maximum, select, splat, store
 from .matmul import panels_at_once, product
 from .panels import put_parts, put_rows
@@ -33,25 +31,16 @@ LOWEST = np.float32(-1e30)  # below any score; with -inf, a lane that sees nothi
 MOST = 3  # heads at once
 PARTS = 3  # of a float32 value, at the most
 
-SCORE_ROWS = CHUNK + 32  # a chunk that starts within a panel of keys touches one more
-
 multiply_keys = product("store", "float32")
-# A chunk's values are one chain: where its first panel starts, in the sequence or before, divides nothing.
-multiply_values = product("store", "float32", SCORE_ROWS)
-multiply_values_on = product("continue", "float32", SCORE_ROWS)
-
-
-def padded(head_dim: int, tiles: bool = False) -> int:
-    """Channels of a head of `values`; in tiles, of `keys` too."""
-    multiple = 32 if tiles else 16
-    return -(-head_dim // multiple) * multiple
+multiply_values = product("store", "float32")
+multiply_values_on = product("continue", "float32")
 
 
 def scratch_size(head_dim: int, group: int) -> int:
     """float32 values of scratch that a thread needs."""
     rows = padded(head_dim, tiles=True)
-    operands = 2 * PARTS * (rows + SCORE_ROWS) // 2
-    return 16 * (MOST * (SCORE_ROWS + rows + 2) + group * rows + operands)
+    operands = 2 * PARTS * (rows + CHUNK) // 2
+    return 16 * (MOST * (CHUNK + rows + 2) + group * rows + operands)
 
 
 def heads_at_once(keys, left):
@@ -65,16 +54,6 @@ def _heads_at_once(keys, left):
     return lambda keys, left: panels_at_once(left)
 
 
-def keys_at_once(keys):
-    """Keys are computed in this many at a time."""
-
-
-@overload(keys_at_once, jit_options={"nogil": True})
-def _keys_at_once(keys):
-    at_once = 32 if tiled(keys) else 16
-    return lambda keys: at_once
-
-
 def head_rows(values):
     """H': rows of a head's result."""
 
@@ -83,7 +62,7 @@ def head_rows(values):
 def _head_rows(values):
     if tiled(values):
         return lambda values: values.shape[2] * 32
-    return lambda values: values.shape[2]
+    return lambda values: values.shape[3]
 
 
 def put_queries(operands, q, q_at, take, H, keys):
@@ -149,7 +128,7 @@ def _weigh_values(values, head, start, stop, take, operands, scores, score_step,
 
         def products(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
             parts, blocks, steps = values.shape[1], values.shape[2], (stop - start) // 32
-            part_step = SCORE_ROWS * 16
+            part_step = CHUNK * 16
             at = 2 * parts * blocks * TILE  # behind the queries of two heads
             for t in range(take):
                 for j in range(0, stop - start, 2):
@@ -167,8 +146,8 @@ def _weigh_values(values, head, start, stop, take, operands, scores, score_step,
     else:
 
         def products(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
-            H = values.shape[2]
-            v_at = (head * values.shape[1] + start) * H
+            H = values.shape[3]
+            v_at = (head * values.shape[1] * 16 + start) * H
             if fresh:
                 multiply_values(
                     take, H, values, v_at, H, scores, 0, score_step, o, o_at, o_step, stop - start
@@ -182,29 +161,27 @@ def _weigh_values(values, head, start, stop, take, operands, scores, score_step,
 
 
 @inline
-def softmax_chunk(scores, at, first, last, lead, end, tokens, scale, state, first_chunk, o, o_at, rows):
-    """Scores of keys [first, last) at `at` -> probabilities, relative to the largest score so far; the state
-    (largest, sum) and the values summed so far, o, follow it. `lead` keys before and the padding behind, up
-    to `end` rows, get probability zero."""
+def softmax_chunk(scores, at, first, last, stop, places, scale, state, first_chunk, o, o_at, rows):
+    """Scores of the keys at places [first, last) at `at` -> probabilities, relative to the largest score so
+    far; the state (largest, sum) and the values summed so far, o, follow it. What is behind, up to `stop`,
+    gets probability zero."""
     before = splat(LOWEST) if first_chunk else load(scores, state)
     largest = before
     for j in range(first, last):
-        here = at + (lead + j - first) * 16
-        seen = tokens >= splat(np.float32(j))
+        here = at + (j - first) * 16
+        seen = places >= splat(np.float32(j))
         score = select(seen, load(scores, here) * scale, splat(LOWEST))
         store(scores, here, score)
         largest = maximum(largest, score)
     zero = splat(np.float32(0))
     total = zero
-    for j in range(lead):
-        store(scores, at + j * 16, zero)
     for j in range(first, last):
-        here = at + (lead + j - first) * 16
+        here = at + (j - first) * 16
         probability = exp(load(scores, here) - largest)
         store(scores, here, probability)
         total = total + probability
-    for j in range(lead + last - first, end):
-        store(scores, at + j * 16, zero)
+    for j in range(last, stop):
+        store(scores, at + (j - first) * 16, zero)
     if not first_chunk:
         shrink = exp(before - largest)
         total = total + load(scores, state + 16) * shrink
@@ -215,11 +192,11 @@ def softmax_chunk(scores, at, first, last, lead, end, tokens, scale, state, firs
 
 
 @inline
-def attend(q, panel, keys, values, head, group, head_dim, segments, tokens, out, scratch):
+def attend(q, panel, keys, values, head, group, head_dim, segments, places, out, scratch):
     """The query heads of one key/value head, of one panel of queries."""
-    H, rows, at_once = head_dim, head_rows(values), keys_at_once(keys)
+    H, rows = head_dim, head_rows(values)
     scale = splat(np.float32(1) / np.sqrt(np.float32(H)))
-    score_step, o_step = SCORE_ROWS * 16, rows * 16
+    score_step, o_step = CHUNK * 16, rows * 16
     o_at = MOST * score_step
     state_at = o_at + MOST * o_step
     done_at = state_at + MOST * 32
@@ -235,16 +212,15 @@ def attend(q, panel, keys, values, head, group, head_dim, segments, tokens, out,
             first, last, lane, next_lane = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 3]
             for chunk in range(first, last, CHUNK):
                 end = min(chunk + CHUNK, last)
-                start = chunk // at_once * at_once
-                stop = -(-end // at_once) * at_once
-                key_scores(keys, head, start, stop, q, q_at, take, H, operands, scratch, score_step)
+                stop = -(-end // AT_ONCE) * AT_ONCE
+                key_scores(keys, head, chunk, stop, q, q_at, take, H, operands, scratch, score_step)
                 for t in range(take):
                     softmax_chunk(
-                        scratch, t * score_step, chunk, end, chunk - start, stop - start, tokens, scale,
-                        state_at + t * 32, chunk == first, scratch, o_at + t * o_step, rows,
+                        scratch, t * score_step, chunk, end, stop, places, scale, state_at + t * 32,
+                        chunk == first, scratch, o_at + t * o_step, rows,
                     )  # fmt: skip
                 weigh_values(
-                    values, head, start, stop, take, operands, scratch, score_step, chunk == first, scratch,
+                    values, head, chunk, stop, take, operands, scratch, score_step, chunk == first, scratch,
                     o_at, o_step,
                 )  # fmt: skip
             here = load(LANE, 0)
@@ -267,11 +243,11 @@ LANE = np.arange(16, dtype=np.float32)
 
 @inline
 def attention(
-    q, panels, query_panel, keys, values, group, head_dim, starts, segments, tokens, out, scratch, team
+    q, panels, query_panel, keys, values, group, head_dim, starts, segments, places, out, scratch, team
 ):
     """out[p] for p < panels. Query panel query_panel + p has segments[starts[it] : starts[it + 1]], rows of
-    (first key, last key + 1, first lane, last lane + 1), and its lanes' tokens, as numbers of the stream, in
-    tokens[it].
+    (place of the first key, of the last + 1, first lane, last lane + 1), and the places of its lanes' own
+    keys in places[it].
 
     Panels and heads are handed out one by one: the cost of a panel grows with its place in the sequence.
     """
@@ -284,5 +260,5 @@ def attention(
         p, head = panels - 1 - task // keys.shape[0], task % keys.shape[0]  # the longest first
         it = query_panel + p
         mine = segments[starts[it] : starts[it + 1]]
-        attend(q, p, keys, values, head, group, head_dim, mine, load(tokens, it * 16), out, scratch)
+        attend(q, p, keys, values, head, group, head_dim, mine, load(places, it * 16), out, scratch)
     release(keys)

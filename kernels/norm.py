@@ -7,13 +7,11 @@ token's angle i (arXiv:2104.09864); cos and sin are panels [P, H/2, 16].
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import overload
 
 from .compiled import inline
 from .lanes import fma, load, splat, sqrt, store
-from .panels import put_rows, rest, scatter, scatter_bfloats, scatter_pairs
+from .panels import put_rows
 from .team import share
-from .tiles import TILE, tiled
 
 
 @inline
@@ -77,61 +75,3 @@ def query_heads(q, panels, rope_panel, q_norm, eps, cos, sin, thread, num_thread
         p, head = task // heads, task % heads
         at = (p * q.shape[1] + head * H) * 16
         norm_and_rope(q, at, q_norm, eps, cos, sin, (rope_panel + p) * (H // 2) * 16, q, at)
-
-
-def keys_values(kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, tokens, thread, num_threads):
-    """Keys, normalised and turned, and values, to where the attention reads them (see attention.py). `kv` [p,
-    2*K*H, 16] holds the K key heads and then the K value heads of the panels from `first_panel` on; tokens[p]
-    are a panel's key numbers."""
-
-
-@overload(keys_values, jit_options={"nogil": True})
-def _keys_values(kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, tokens, thread, num_threads):
-    if tiled(keys):
-        return _to_tiles
-
-    def to_panels(kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, tokens, thread, num_threads):
-        H, heads = k_norm.size, keys.shape[0]
-        first, last = share(panels * heads, thread, num_threads)
-        for task in range(first, last):
-            p, head = task // heads, task % heads
-            panel = first_panel + p
-            k_at = (p * kv.shape[1] + head * H) * 16
-            key_at = (head * keys.shape[1] + panel) * H * 16
-            norm_and_rope(kv, k_at, k_norm, eps, cos, sin, panel * (H // 2) * 16, keys, key_at)
-            v_at = (p * kv.shape[1] + (heads + head) * H) * 16
-            value_at = (head * values.shape[1] + panel * 16) * values.shape[2]
-            for h in range(H):
-                scatter(values, value_at + h, values.shape[2], load(kv, v_at + h * 16))
-
-    return to_panels
-
-
-def _to_tiles(kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, tokens, thread, num_threads):
-    H, heads, groups, parts, steps = k_norm.size, keys.shape[0], keys.shape[1], keys.shape[2], keys.shape[3]
-    key_place, value_place = np.empty(16, np.int64), np.empty(16, np.int64)
-    first, last = share(panels * heads, thread, num_threads)
-    for task in range(first, last):
-        p, head = task // heads, task % heads
-        panel = first_panel + p
-        for lane in range(16):
-            key = np.int64(tokens[panel, lane])
-            group, row = (head * groups + key // 32) * parts * steps, key % 32  # a row of one of two tiles
-            key_place[lane] = group * 2 * TILE + row * 32
-            group, column = head * parts * steps * groups + key // 32, key % 32  # a column of both
-            value_place[lane] = group * 2 * TILE + column
-        k_at = (p * kv.shape[1] + head * H) * 16
-        norm_and_rope(kv, k_at, k_norm, eps, cos, sin, panel * (H // 2) * 16, kv, k_at)
-        v_at = (p * kv.shape[1] + (heads + head) * H) * 16
-        for h in range(0, H, 2):
-            even, odd = load(kv, k_at + h * 16), load(kv, k_at + h * 16 + 16)
-            for part in range(parts):
-                at = (part * steps + h // 32) * 2 * TILE + h % 32
-                scatter_pairs(keys, key_place, at, even, odd)
-                even, odd = rest(even), rest(odd)
-        for h in range(H):
-            value = load(kv, v_at + h * 16)
-            for part in range(parts):
-                at = (part * steps + h // 32) * groups * 2 * TILE + h % 32 * 32
-                scatter_bfloats(values, value_place, at, value)
-                value = rest(value)

@@ -90,6 +90,17 @@ def _put_rows(operand, panel, row, even, odd):
 
 
 @intrinsic
+def scatter(typingctx, array, places, index, value):
+    """A row of a panel becomes a column: lane i goes to array[places[i] + index]."""
+
+    def codegen(context, b, sig, args):
+        _scatter(context, b, sig.args, *args)
+        return context.get_dummy_value()
+
+    return types.void(array, places, types.intp, lanes), codegen
+
+
+@intrinsic
 def scatter_pairs(typingctx, array, places, index, even, odd):
     """A row of bfloat16 pairs becomes a column: lane i's pair goes to array[places[i] + index]."""
 
@@ -122,21 +133,6 @@ def _scatter(context, b, kinds, array, places, index, vector):
         at = pointer(context, b, kinds[0], array, b.add(place, index))
         element = b.extract_element(vector, ir.Constant(i32, lane))
         b.store(element, b.bitcast(at, element.type.as_pointer()), align=2)
-
-
-@intrinsic
-def scatter(typingctx, array, index, stride, value):
-    """array[index + i * stride] = lane i: a row of a panel becomes a column."""
-
-    def codegen(context, b, sig, args):
-        array, index, stride, value = args
-        base = pointer(context, b, sig.args[0], array, index)
-        for lane in range(16):
-            at = b.gep(base, [b.mul(ir.Constant(stride.type, lane), stride)])
-            b.store(b.extract_element(value, ir.Constant(i32, lane)), at)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, lanes), codegen
 
 
 def pack_tiles(source, packed, tile, tile_step, first, last):

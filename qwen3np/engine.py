@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from .kernels import attention as attention_kernel
 from .kernels.compiled import entry_point, inline
+from .kernels.keys_values import keys_values
 from .kernels.matmul import matmul, matmul_add, matmul_swiglu
-from .kernels.norm import keys_values, query_heads, rms_norm
+from .kernels.norm import query_heads, rms_norm
 from .kernels.team import barrier, stopping
 
 
@@ -27,7 +28,7 @@ class Work(NamedTuple):
     """Arrays that a forward pass writes. Sizes with ' are padded for the matmuls; padding stays zero."""
 
     x: NDArray[Any]  # [P, D', 16] residual stream
-    keys: NDArray[Any]  # of one layer; this and values: see kernels/attention.py
+    keys: NDArray[Any]  # of one layer; this and values: see kernels/keys_values.py
     values: NDArray[Any]
     h: NDArray[Any]  # operand of D' rows, one block
     q: NDArray[Any]  # [block, N*H', 16]
@@ -43,9 +44,9 @@ class Stream(NamedTuple):
 
     cos: NDArray[Any]  # [P, H/2, 16] of each lane's position in its text
     sin: NDArray[Any]
-    tokens: NDArray[Any]  # [P, 16] float32: each lane's token, as the number of its key
+    places: NDArray[Any]  # [P, 16] float32: of each lane's key, among those of the texts
     starts: NDArray[Any]  # [P + 1]: panel p has segments[starts[p] : starts[p + 1]]
-    segments: NDArray[Any]  # [n, 4]: first key, last key + 1, first lane, last lane + 1
+    segments: NDArray[Any]  # [n, 4]: place of the first key, of the last + 1; first lane, last lane + 1
 
 
 @inline
@@ -61,7 +62,7 @@ def attention(
     barrier(team, num_threads)
     attention_kernel.attention(
         work.q, panels, first_panel, work.keys, work.values, group, head_dim, stream.starts, stream.segments,
-        stream.tokens, work.attended, work.scratch[thread], team,
+        stream.places, work.attended, work.scratch[thread], team,
     )  # fmt: skip
     barrier(team, num_threads)
     matmul_add(
@@ -90,7 +91,7 @@ def block_keys_values(x, first_panel, panels, stream, layer, w, work, eps, team,
     barrier(team, num_threads)
     keys_values(
         work.kv, panels, first_panel, w.k_norm[layer], eps, stream.cos, stream.sin, work.keys, work.values,
-        stream.tokens, thread, num_threads,
+        stream.places, thread, num_threads,
     )  # fmt: skip
 
 

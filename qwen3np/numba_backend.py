@@ -13,13 +13,14 @@ from .checkpoint import Checkpoint
 from .engine import Stream, Work, encode
 from .kernels import attention, isa, matmul
 from .kernels.compiled import compile_for
+from .kernels.keys_values import AT_ONCE, shapes
 from .kernels.team import STOP, new_team
 from .threads import Lock, Pool
 from .weights import allocate, is_bfloat16, pack, pad
 
 PRECISIONS = ("highest", "high", "medium")
 STEP_TOKENS = 2048
-SHORTEST = 8  # a shorter text counts as this many: on tiles each text has 32 keys or more
+SHORTEST = 16  # a shorter text counts as this many: each has places for 32 keys or more
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 parts of an activation on tiles
 
@@ -94,11 +95,8 @@ class NumbaBackend:
         ends = np.cumsum(lengths)
         begins = ends - lengths
         D = pad(c.hidden_size, 32)
-        # Numbers of the texts' keys: on tiles each text starts a new one.
-        key_begins, keys = begins, ends[-1]
-        if self._tiles:
-            places = -(-lengths // 32) * 32
-            key_begins, keys = np.cumsum(places) - places, places.sum()
+        places = -(-lengths // AT_ONCE) * AT_ONCE
+        key_begins, keys = np.cumsum(places) - places, int(places.sum())
         panels, pooled_panels = -(-ends[-1] // 16), -(-len(texts) // 16)
         work = self._work(panels, keys)
         ids = np.concatenate([np.asarray(ids, np.int64) for ids in texts])
@@ -108,29 +106,29 @@ class NumbaBackend:
         pooled_x = self._buffer("pooled", (pooled_panels, D, 16))
         pooled_x[:] = 0
         positions = np.arange(ends[-1]) - np.repeat(begins, lengths)
-        tokens = np.arange(ends[-1]) + np.repeat(key_begins - begins, lengths)
-        everything = self._stream(tokens, keys, positions, *text_segments(begins, ends, key_begins))
-        pooled = self._stream(tokens[ends - 1], keys, lengths - 1, *pooled_segments(lengths, key_begins))
+        place = np.repeat(key_begins, lengths) + positions
+        everything = self._stream(place, keys, positions, *text_segments(begins, ends, key_begins))
+        pooled = self._stream(place[ends - 1], keys, lengths - 1, *pooled_segments(lengths, key_begins))
         group = c.num_attention_heads // c.num_key_value_heads
         fixed = (np.float32(c.rms_norm_eps), group, c.head_dim, self._team)
         stream_arguments = (everything, pooled_x, pooled, ends - 1)
         return (c.num_hidden_layers, self._weights, work, *stream_arguments, *fixed), pooled_x
 
-    def _stream(self, tokens: Any, keys: int, positions: Any, panel_of: Any, segments: Any) -> Stream:
-        panels = -(-len(tokens) // 16)
+    def _stream(self, key_places: Any, nowhere: int, positions: Any, panel_of: Any, segments: Any) -> Stream:
+        panels = -(-len(positions) // 16)
         longest = int(positions.max()) + 1
         if len(self._cos) < longest:
             self._cos, self._sin = reference.rope_table(longest, self.config.head_dim, self.config.rope_theta)
         position = np.zeros(panels * 16, np.int64)
-        position[: len(tokens)] = positions
-        token = np.full((panels, 16), keys, np.float32)  # lanes behind the end: a key that no text has
-        token.ravel()[: len(tokens)] = tokens
+        position[: len(positions)] = positions
+        places = np.full((panels, 16), nowhere, np.float32)  # of lanes behind the end, too
+        places.ravel()[: len(key_places)] = key_places
 
         def lanes(table: NDArray[Any]) -> NDArray[Any]:
             return np.ascontiguousarray(table[position].reshape(panels, 16, -1).transpose(0, 2, 1))
 
         starts = np.searchsorted(panel_of, np.arange(panels + 1))
-        return Stream(lanes(self._cos), lanes(self._sin), token, starts, segments)
+        return Stream(lanes(self._cos), lanes(self._sin), places, starts, segments)
 
     def _work(self, panels: int, keys: int) -> Work:
         c = self.config
@@ -140,15 +138,10 @@ class NumbaBackend:
         D = pad(c.hidden_size, 32)
         scratch = max(attention.scratch_size(H, group), matmul.scratch_size(self._block_panels))
         fixed = min(panels, self._block_panels)
-        K = c.num_key_value_heads
-        kind: Any = np.float32
-        key_shape: tuple[int, ...] = (K, panels, H, 16)
-        value_shape: tuple[int, ...] = (K, 16 * panels, attention.padded(H))
-        if self._tiles:
-            kind = np.uint16
-            tile_pairs, H_tiles = keys // 32 + 1, attention.padded(H, tiles=True) // 32
-            key_shape = (K, tile_pairs, self._parts, H_tiles, 2, 16, 32)
-            value_shape = (K, self._parts, H_tiles, tile_pairs, 2, 16, 32)
+        kind: Any = np.uint16 if self._tiles else np.float32
+        parts = self._parts if self._tiles else 0
+        # The last places are for lanes behind the stream's end.
+        key_shape, value_shape = shapes(c.num_key_value_heads, keys + AT_ONCE, H, parts)
         return Work(
             x=self._buffer("x", (panels, D, 16)),
             keys=self._buffer("keys", key_shape, kind),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numba import njit
-from qwen3np.kernels import attention, isa, lanes, matmul, norm, panels, team
+from qwen3np.kernels import attention, isa, keys_values, lanes, matmul, norm, panels, team
 
 from qwen3np.checkpoint import widen
 from qwen3np.numba_backend import text_segments
@@ -198,19 +198,28 @@ def test_rms_norm(size):
             assert (np.abs(total - out) <= np.abs(out) * 2.0 ** (-9 * parts + 1)).all()
 
 
-def key_tiles(x_SKH, places, parts, values=False):
-    """Keys or values as tiles: token s at place places[s]."""
+def stored(x_SKH, places, parts, values=False):
+    """Keys or values as kernels/keys_values.py lays them out: token s at place places[s]."""
     S, K, H = x_SKH.shape
-    groups, H_tiles = places.max() // 32 + 1, pad(H, 32) // 32
-    out = np.zeros((K, parts, groups * 32, H_tiles * 32), np.uint16)
+    shape = keys_values.shapes(K, pad(places.max() + 1, 32), H, parts)[values]
+    groups = pad(places.max() + 1, 32) // 32
+    if parts == 0:
+        out = np.zeros((K, groups * 32, shape[3] if values else H), np.float32)
+        out[:, places, :H] = x_SKH.transpose(1, 0, 2)
+        return out.reshape(shape) if values else _copy(out.reshape(K, -1, 16, H).transpose(0, 1, 3, 2), shape)
+    out = np.zeros((K, parts, groups * 32, pad(H, 32)), np.uint16)
     left = x_SKH.transpose(1, 0, 2)
     for part in range(parts):
         out[:, part, places, :H] = to_bfloat16(left)
         left = left - widen(to_bfloat16(left))
     if values:
-        return out.reshape(K, parts, groups, 32, H_tiles, 2, 16).transpose(0, 1, 4, 2, 5, 6, 3)
-    tiles = out.reshape(K, parts, groups, 2, 16, H_tiles, 32).transpose(0, 2, 1, 5, 3, 4, 6)
-    return np.ascontiguousarray(tiles)
+        return _copy(out.reshape(K, parts, groups, 32, -1, 2, 16).transpose(0, 1, 4, 2, 5, 6, 3), shape)
+    return _copy(out.reshape(K, parts, groups, 2, 16, -1, 32).transpose(0, 2, 1, 5, 3, 4, 6), shape)
+
+
+def _copy(array, shape):
+    assert array.shape == shape
+    return np.ascontiguousarray(array)
 
 
 HEADS = [(16, 8, 128), (32, 8, 128), (6, 2, 10), (3, 1, 64), (5, 5, 18)]
@@ -225,18 +234,12 @@ def test_attention_of_packed_sequences(heads, parts):
     lengths = np.array([1, 15, 16, 17, 31, 33, 300, 2])
     ends = np.cumsum(lengths)
     begins, S = ends - lengths, ends[-1]
-    key_begins = np.cumsum(pad(lengths, 32)) - pad(lengths, 32) if parts else begins
+    key_begins = np.cumsum(pad(lengths, 32)) - pad(lengths, 32)
     places = np.arange(S) + np.repeat(key_begins - begins, lengths)
     q_TD, k_SKH, v_SKH = random(0, S, N * H), random(1, S, K, H), random(2, S, K, H)
     count = -(-S // 16)
     q = to_panels(q_TD, pad(N * H, 16))
-    if parts:
-        keys = key_tiles(k_SKH, places, parts)
-        values = np.ascontiguousarray(key_tiles(v_SKH, places, parts, values=True))
-    else:
-        keys = np.stack([to_panels(k_SKH[:, k], H) for k in range(K)])
-        values = np.zeros((K, count * 16, attention.padded(H)), np.float32)
-        values[:, :S, :H] = v_SKH.transpose(1, 0, 2)
+    keys, values = stored(k_SKH, places, parts), stored(v_SKH, places, parts, values=True)
     panel, segments = text_segments(begins, ends, key_begins)
     starts = np.searchsorted(panel, np.arange(count + 1))
     tokens = np.zeros((count, 16), np.float32)

@@ -1,0 +1,99 @@
+"""The keys and values of one layer, where attention.py reads them.
+
+Every text has places for its keys, from a multiple of 32 on: key t of a text is at place begin + t. K heads
+of H channels; S places.
+
+    keys      [K, S/16, H, 16]    16 keys side by side, as a left operand of matmul.py
+    values    [K, S/16, 16, H']   H' is H padded to 16
+
+For AMX both are left operands in tiles (tiles.py), of as many parts as the queries and the probabilities,
+uint16; H' is H padded to 32:
+
+    keys      [K, S/32, parts, H'/32, 2, 16, 32]
+    values    [K, parts, H'/32, S/32, 2, 16, 32]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.extending import overload
+
+from .compiled import inline
+from .lanes import load
+from .norm import norm_and_rope
+from .panels import rest, scatter, scatter_bfloats, scatter_pairs
+from .team import share
+from .tiles import TILE, tiled
+
+AT_ONCE = 32  # keys that one tile product sums: a text's keys start at a multiple of it, wherever it stands
+
+
+def padded(head_dim: int, tiles: bool) -> int:
+    """H': channels of a head of `values`; in tiles, of `keys` too."""
+    multiple = 32 if tiles else 16
+    return -(-head_dim // multiple) * multiple
+
+
+def shapes(heads: int, places: int, head_dim: int, parts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of keys and of values; `parts` is 0 for float32. `places` is a multiple of 32."""
+    if parts == 0:
+        return (heads, places // 16, head_dim, 16), (heads, places // 16, 16, padded(head_dim, tiles=False))
+    groups, H_tiles = places // 32, padded(head_dim, tiles=True) // 32
+    return (heads, groups, parts, H_tiles, 2, 16, 32), (heads, parts, H_tiles, groups, 2, 16, 32)
+
+
+@inline
+def keys_values(kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, places, thread, num_threads):
+    """Keys, normalised and turned, and values, each to its place; this thread's share. `kv` [p, 2*K*H, 16]
+    holds the K key heads and then the K value heads of the panels from `first_panel` on; places [P, 16]
+    float32."""
+    H, heads = k_norm.size, keys.shape[0]
+    to_key, to_value = np.empty(16, np.int64), np.empty(16, np.int64)
+    first, last = share(panels * heads, thread, num_threads)
+    for task in range(first, last):
+        p, head = task // heads, task % heads
+        k_at, v_at = (p * kv.shape[1] + head * H) * 16, (p * kv.shape[1] + (heads + head) * H) * 16
+        norm_and_rope(kv, k_at, k_norm, eps, cos, sin, (first_panel + p) * (H // 2) * 16, kv, k_at)
+        put_head(kv, k_at, v_at, H, keys, values, head, places[first_panel + p], to_key, to_value)
+
+
+def put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+    """One head of one panel. to_key, to_value: int64 [16], scratch."""
+
+
+@overload(put_head, jit_options={"nogil": True})
+def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+    if tiled(keys):
+
+        def put(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+            groups, parts, steps = keys.shape[1], keys.shape[2], keys.shape[3]
+            for lane in range(16):
+                place = np.int64(places[lane])
+                group = (head * groups + place // 32) * parts * steps
+                to_key[lane] = group * 2 * TILE + place % 32 * 32  # a row of one of two tiles
+                group = head * parts * steps * groups + place // 32
+                to_value[lane] = group * 2 * TILE + place % 32  # a column of both
+            for h in range(0, H, 2):
+                even, odd = load(kv, k_at + h * 16), load(kv, k_at + h * 16 + 16)
+                for part in range(parts):
+                    scatter_pairs(keys, to_key, (part * steps + h // 32) * 2 * TILE + h % 32, even, odd)
+                    even, odd = rest(even), rest(odd)
+            for h in range(H):
+                value = load(kv, v_at + h * 16)
+                for part in range(parts):
+                    at = (part * steps + h // 32) * groups * 2 * TILE + h % 32 * 32
+                    scatter_bfloats(values, to_value, at, value)
+                    value = rest(value)
+
+    else:
+
+        def put(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+            for lane in range(16):
+                place = np.int64(places[lane])
+                to_key[lane] = (head * keys.shape[1] + place // 16) * H * 16 + place % 16
+                to_value[lane] = (head * keys.shape[1] * 16 + place) * values.shape[3]
+            for h in range(H):
+                scatter(keys, to_key, h * 16, load(kv, k_at + h * 16))
+                scatter(values, to_value, h, load(kv, v_at + h * 16))
+
+    return put
