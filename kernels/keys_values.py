@@ -97,3 +97,42 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
                 scatter(values, to_value, h, load(kv, v_at + h * 16))
 
     return put
+
+
+@inline
+def copy_places(source, source_at, target, target_at, count, thread, num_threads):
+    """`count` places, a multiple of 32, of (keys, values) to others', from one place on each; this thread's
+    share. A panel or tile is copied whole: places beyond a text's last key may get anything."""
+    heads = source[0].shape[0]
+    for i in range(2):
+        outer = heads if i == 0 else heads * value_rows(source[1])
+        from_groups, to_groups = groups_of(source[0]), groups_of(target[0])
+        flat, to_flat = source[i].reshape(source[i].size), target[i].reshape(target[i].size)
+        size = flat.size // (outer * from_groups)  # of 32 places
+        first, last = share(outer, thread, num_threads)
+        for o in range(first, last):
+            a, b = o * from_groups + source_at // AT_ONCE, o * to_groups + target_at // AT_ONCE
+            n = count // AT_ONCE * size
+            to_flat[b * size : b * size + n] = flat[a * size : a * size + n]
+
+
+def groups_of(keys):
+    """Times 32 places."""
+
+
+@overload(groups_of, jit_options={"nogil": True})
+def _groups_of(keys):
+    if tiled(keys):
+        return lambda keys: keys.shape[1]
+    return lambda keys: keys.shape[1] // 2
+
+
+def value_rows(values):
+    """Blocks of a head of `values` that lie in front of its places."""
+
+
+@overload(value_rows, jit_options={"nogil": True})
+def _value_rows(values):
+    if tiled(values):
+        return lambda values: values.shape[1] * values.shape[2]
+    return lambda values: 1

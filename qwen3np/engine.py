@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .kernels import attention as attention_kernel
 from .kernels.compiled import entry_point, inline
-from .kernels.keys_values import keys_values
+from .kernels.keys_values import copy_places, keys_values
 from .kernels.matmul import matmul, matmul_add, matmul_swiglu
 from .kernels.norm import query_heads, rms_norm
 from .kernels.team import barrier, stopping
@@ -47,6 +47,15 @@ class Stream(NamedTuple):
     places: NDArray[Any]  # [P, 16] float32: of each lane's key, among those of the texts
     starts: NDArray[Any]  # [P + 1]: panel p has segments[starts[p] : starts[p + 1]]
     segments: NDArray[Any]  # [n, 4]: place of the first key, of the last + 1; first lane, last lane + 1
+
+
+class Prefix(NamedTuple):
+    """Keys and values of a beginning of texts, of every layer; or none, with `count` 0."""
+
+    keys: NDArray[Any]  # [L, ...] as in Work
+    values: NDArray[Any]
+    count: int  # of places, a multiple of 32
+    places: NDArray[Any]  # where the keys of the texts begin
 
 
 @inline
@@ -104,19 +113,41 @@ def block(x, first_panel, panels, stream, layer, w, work, eps, group, head_dim, 
     mlp(x, first_panel, panels, layer, w, work, team, thread, num_threads)
 
 
+@inline
+def take_prefix(prefix, layer, work, thread, num_threads):
+    """Keys and values of the beginning, to where those of each text begin. They come in whole panels: what
+    they bring beyond the beginning is overwritten behind the barriers of block_keys_values."""
+    if prefix.count > 0:
+        known, here = (prefix.keys[layer], prefix.values[layer]), (work.keys, work.values)
+        for place in prefix.places:
+            copy_places(known, 0, here, place, prefix.count, thread, num_threads)
+
+
+@inline
+def save_prefix(saved, layer, work, thread, num_threads):
+    """Keys and values of the first text. They are there, and stay until the next layer's first barrier."""
+    if saved.count > 0:
+        known, here = (saved.keys[layer], saved.values[layer]), (work.keys, work.values)
+        copy_places(here, saved.places[0], known, 0, saved.count, thread, num_threads)
+
+
 @entry_point
 def encode(
-    layers, w, work, stream, pooled_x, pooled, pooled_at, eps, group, head_dim, team, thread, num_threads
-):
+    layers, w, work, stream, pooled_x, pooled, pooled_at, prefix, saved, eps, group, head_dim, team, thread,
+    num_threads,
+):  # fmt: skip
     """All layers of the stream; in the last one the queries and the MLP of the pooled tokens alone, in
     pooled_x.
 
     pooled_at[i] is pooled token i's number in the stream; pooled describes them as a stream of their own.
     With no pooled tokens the last layer is like the others and x holds every token's state.
+    prefix: what is known of the texts' beginnings; the stream holds the tokens behind it. saved: where the
+    keys and values of the first text go, for others that begin with it.
     """
     x = work.x
     for layer in range(layers):
         last = layer == layers - 1 and pooled_at.size > 0
+        take_prefix(prefix, layer, work, thread, num_threads)
         first_panel = 0
         while first_panel < x.shape[0]:
             if stopping(team):
@@ -131,6 +162,7 @@ def encode(
             else:
                 barrier(team, num_threads)
             first_panel += panels
+        save_prefix(saved, layer, work, thread, num_threads)
     if pooled_at.size > 0:
         for i in range(thread, pooled_at.size, num_threads):
             token = pooled_at[i]

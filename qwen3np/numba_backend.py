@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import reference
+from .beginnings import Beginning, Beginnings, shared_by, worth_computing
 from .checkpoint import Checkpoint
-from .engine import Stream, Work, encode
+from .engine import Prefix, Stream, Work, encode
 from .kernels import attention, isa, matmul
 from .kernels.compiled import compile_for
 from .kernels.keys_values import AT_ONCE, shapes
@@ -20,7 +21,6 @@ from .weights import allocate, is_bfloat16, pack, pad
 
 PRECISIONS = ("highest", "high", "medium")
 STEP_TOKENS = 2048
-SHORTEST = 16  # a shorter text counts as this many: each has places for 32 keys or more
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 parts of an activation on tiles
 
@@ -58,7 +58,9 @@ class NumbaBackend:
             self._weights = pack(
                 checkpoint, self.pool, lambda done, layers: bar.update(done - bar.n), self._tiles
             )
-        compile_for(encode, (*self._arguments([[0]])[0], 0, 1))
+        none = self._beginning(())
+        self._kept = Beginnings(none)
+        compile_for(encode, (*self._arguments([[0]], none, none)[0], 0, 1))
 
     def __repr__(self) -> str:
         return f"numba, {self.isa}, matmul_precision {self.matmul_precision}, {self.num_threads} threads"
@@ -67,20 +69,46 @@ class NumbaBackend:
     def num_threads(self) -> int:
         return self.pool.num_threads
 
-    def encode(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[Sequence[int]], prefix: Sequence[int] = ()) -> NDArray[np.float32]:
         """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
         normalised.
 
-        Safe to call from several Python threads: one at a time computes.
+        What all texts begin with is computed once, and kept for later calls; `prefix` is kept in any case, if
+        the texts begin with it. Neither changes a bit. Safe to call from several Python threads: one at a
+        time computes.
         """
         states = np.empty((len(texts), self.config.hidden_size), np.float32)
+        if len(texts) == 0:
+            return states
         with self._lock():
-            for first, last in steps([len(ids) for ids in texts]):
-                arguments, pooled_x = self._arguments(texts[first:last])
-                self.pool.run(encode, *arguments, stop=self._stop)
-                pooled_TD = pooled_x.transpose(0, 2, 1).reshape(-1, pooled_x.shape[1])
-                states[first:last] = pooled_TD[: last - first, : self.config.hidden_size]
+            for ids in worth_computing(texts, prefix, self._kept):
+                self._keep(ids)
+            known = self._kept.longest(shared_by(texts))
+            for first, last in steps([len(ids) for ids in texts], len(known)):
+                states[first:last] = self._run(texts[first:last], known, self._kept.none)
         return reference.rms_norm(states, self._norm, np.float32(self.config.rms_norm_eps))
+
+    def _run(self, texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning) -> NDArray[np.float32]:
+        arguments, pooled_x = self._arguments(texts, known, saved)
+        self.pool.run(encode, *arguments, stop=self._stop)
+        pooled_TD = pooled_x.transpose(0, 2, 1).reshape(-1, pooled_x.shape[1])
+        return pooled_TD[: len(texts), : self.config.hidden_size]
+
+    def _keep(self, ids: tuple[int, ...]) -> None:
+        beginning = self._beginning(ids)
+        self._run([ids], self._kept.longest(ids), beginning)
+        self._kept.add(beginning)
+
+    def _beginning(self, ids: tuple[int, ...]) -> Beginning:
+        """Its keys and values are zeros yet."""
+        kind: Any = np.uint16 if self._tiles else np.float32
+        layers = self.config.num_hidden_layers if ids else 1
+        keys, values = self._key_shapes(pad(max(len(ids), 1), AT_ONCE))
+        return Beginning(ids, allocate((layers, *keys), kind), allocate((layers, *values), kind))
+
+    def _key_shapes(self, places: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        c = self.config
+        return shapes(c.num_key_value_heads, places, c.head_dim, self._parts if self._tiles else 0)
 
     def _stop(self, asked: bool) -> None:
         if asked:
@@ -88,31 +116,39 @@ class NumbaBackend:
         else:  # no thread is in the kernel any more
             self._team[:] = 0
 
-    def _arguments(self, texts: Sequence[Sequence[int]]) -> tuple[tuple[Any, ...], NDArray[Any]]:
+    def _arguments(
+        self, texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning
+    ) -> tuple[tuple[Any, ...], NDArray[Any]]:
         """What the kernel takes for one step, up to the thread's number; and the array of its result."""
         c = self.config
         lengths = np.array([len(ids) for ids in texts])
-        ends = np.cumsum(lengths)
-        begins = ends - lengths
+        own = lengths - len(known)  # tokens that the stream holds
+        ends = np.cumsum(own)
+        begins = ends - own
         D = pad(c.hidden_size, 32)
         places = -(-lengths // AT_ONCE) * AT_ONCE
         key_begins, keys = np.cumsum(places) - places, int(places.sum())
         panels, pooled_panels = -(-ends[-1] // 16), -(-len(texts) // 16)
         work = self._work(panels, keys)
-        ids = np.concatenate([np.asarray(ids, np.int64) for ids in texts])
+        ids = np.concatenate([np.asarray(ids[len(known) :], np.int64) for ids in texts])
         rows = np.zeros((panels * 16, D), np.float32)
         rows[: len(ids), : c.hidden_size] = self._embed_tokens[ids]
         work.x[:] = rows.reshape(panels, 16, D).transpose(0, 2, 1)
         pooled_x = self._buffer("pooled", (pooled_panels, D, 16))
         pooled_x[:] = 0
-        positions = np.arange(ends[-1]) - np.repeat(begins, lengths)
-        place = np.repeat(key_begins, lengths) + positions
-        everything = self._stream(place, keys, positions, *text_segments(begins, ends, key_begins))
+        positions = len(known) + np.arange(ends[-1]) - np.repeat(begins, own)
+        place = np.repeat(key_begins, own) + positions
+        segments = text_segments(begins, ends, key_begins, len(known))
+        everything = self._stream(place, keys, positions, *segments)
         pooled = self._stream(place[ends - 1], keys, lengths - 1, *pooled_segments(lengths, key_begins))
         group = c.num_attention_heads // c.num_key_value_heads
+        prefixes = (
+            Prefix(b.keys, b.values, pad(len(b), AT_ONCE), key_begins.astype(np.int64))
+            for b in (known, saved)
+        )
         fixed = (np.float32(c.rms_norm_eps), group, c.head_dim, self._team)
         stream_arguments = (everything, pooled_x, pooled, ends - 1)
-        return (c.num_hidden_layers, self._weights, work, *stream_arguments, *fixed), pooled_x
+        return (c.num_hidden_layers, self._weights, work, *stream_arguments, *prefixes, *fixed), pooled_x
 
     def _stream(self, key_places: Any, nowhere: int, positions: Any, panel_of: Any, segments: Any) -> Stream:
         panels = -(-len(positions) // 16)
@@ -139,9 +175,9 @@ class NumbaBackend:
         scratch = max(attention.scratch_size(H, group), matmul.scratch_size(self._block_panels))
         fixed = min(panels, self._block_panels)
         kind: Any = np.uint16 if self._tiles else np.float32
-        parts = self._parts if self._tiles else 0
-        # The last places are for lanes behind the stream's end.
-        key_shape, value_shape = shapes(c.num_key_value_heads, keys + AT_ONCE, H, parts)
+        key_shape, value_shape = self._key_shapes(
+            keys + AT_ONCE
+        )  # the last for lanes behind the stream's end
         return Work(
             x=self._buffer("x", (panels, D, 16)),
             keys=self._buffer("keys", key_shape, kind),
@@ -170,27 +206,31 @@ class NumbaBackend:
         return self._buffers[name][:size].reshape(shape)
 
 
-def steps(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges of texts that are computed together: as many as fit into STEP_TOKENS, or one that does not."""
+def steps(lengths: Sequence[int], known: int = 0) -> list[tuple[int, int]]:
+    """Ranges of texts that are computed together: as many as fit into STEP_TOKENS, or one that does not. The
+    first `known` tokens of each are not computed again; but a text's keys take places, and four of those
+    count as a token."""
     ranges, first, tokens = [], 0, 0
-    for i, length in enumerate(max(length, SHORTEST) for length in lengths):
-        if i > first and tokens + length > STEP_TOKENS:
+    for i, length in enumerate(lengths):
+        cost = max(length - known, pad(length, AT_ONCE) // 4)
+        if i > first and tokens + cost > STEP_TOKENS:
             ranges.append((first, i))
             first, tokens = i, 0
-        tokens += length
+        tokens += cost
     return [*ranges, (first, len(lengths))] if len(lengths) else []
 
 
 def text_segments(
-    begins: NDArray[Any], ends: NDArray[Any], key_begins: NDArray[Any]
+    begins: NDArray[Any], ends: NDArray[Any], key_begins: NDArray[Any], known: int = 0
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """For every panel and every text with tokens in it: the panel, and a row of Stream.segments."""
+    """For every panel and every text with tokens in it: the panel, and a row of Stream.segments. A text's
+    tokens in the stream are those behind the `known` ones."""
     counts = (ends - 1) // 16 - begins // 16 + 1
     text = np.repeat(np.arange(len(begins)), counts)
     panel = begins[text] // 16 + np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts)
     lane = np.maximum(begins[text] - 16 * panel, 0)
     next_lane = np.minimum(ends[text] - 16 * panel, 16)
-    last_key = 16 * panel + next_lane + (key_begins - begins)[text]
+    last_key = 16 * panel + next_lane + (key_begins + known - begins)[text]
     return panel, np.stack([key_begins[text], last_key, lane, next_lane], axis=1)
 
 

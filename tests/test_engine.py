@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from qwen3np.kernels import isa
 
-from qwen3np import Embedder, engine, reference, synth
+from qwen3np import Embedder, beginnings, engine, reference, synth
 from qwen3np.checkpoint import Checkpoint
 from qwen3np.config import Config
 from qwen3np.numba_backend import PRECISIONS, NumbaBackend
@@ -111,6 +111,40 @@ def test_a_text_has_the_same_bits_in_any_company(small, precision, path, monkeyp
         chosen = chosen[::-1] if trial % 2 else np.repeat(chosen, 2)
         encode = (single if trial % 3 == 0 else run).encode
         np.testing.assert_array_equal(encode([texts[i] for i in chosen]), alone[chosen])
+
+
+@pytest.mark.parametrize("path", paths())
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_shared_beginning_changes_no_bit(small, precision, path, monkeypatch):
+    """Beginnings computed once, kept, built on one another, and forgotten: each text as if it were alone."""
+    monkeypatch.setenv("QWEN3NP_ISA", path)
+    plain, sharing = NumbaBackend(small, precision), NumbaBackend(small, precision)
+    rng = np.random.default_rng(2)
+    long = rng.integers(0, small.config.vocab_size, 600).tolist()
+    computed: list[int] = []
+    run = sharing._run
+
+    def counting(texts, known, saved):
+        computed.append(sum(len(text) - len(known) for text in texts))
+        return run(texts, known, saved)
+
+    monkeypatch.setattr(sharing, "_run", counting)
+    for length in (8, 15, 16, 17, 31, 32, 33, 100, 257, 512, 600, 40):
+        own = [
+            rng.integers(0, small.config.vocab_size, n).tolist() for n in (1, 2, 17, 40, 1, 300, *[1] * 20)
+        ]
+        texts = [long[:length] + text for text in own]
+        alone = np.concatenate([plain.encode([text]) for text in texts])
+        computed.clear()
+        np.testing.assert_array_equal(sharing.encode(texts), alone)
+        assert sum(computed) < sum(map(len, texts)) - 20 * min(length, 512) + 512
+        np.testing.assert_array_equal(sharing.encode(texts[:1], long[: length - 3]), alone[:1])
+    assert sum(map(len, sharing._kept._kept)) <= beginnings.KEPT
+    # A beginning that is kept is not computed again; one that the texts do not have is no beginning.
+    computed.clear()
+    np.testing.assert_array_equal(sharing.encode([long[:50]], long[:20]), plain.encode([long[:50]]))
+    np.testing.assert_array_equal(sharing.encode([long[:50]], long[1:20]), plain.encode([long[:50]]))
+    assert all(count <= 30 for count in computed)
 
 
 @pytest.mark.parametrize("stored", ["F32", "F16", "F32 exact"])
