@@ -19,7 +19,8 @@ SAVED = 128  # tokens that a beginning must save to be worth one more pass over 
 
 @dataclass(frozen=True)
 class Beginning:
-    """Token ids, and their keys and values of every layer [L, ...] as kernels/keys_values.py lays them out."""
+    """Token ids, and their keys and values of every layer [L, ...] as kernels/keys_values.py lays them
+    out."""
 
     ids: tuple[int, ...]
     keys: NDArray[Any]
@@ -64,8 +65,8 @@ def shared_by(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
 def worth_computing(
     texts: Sequence[Sequence[int]], asked: Sequence[int], kept: Beginnings
 ) -> Iterator[tuple[int, ...]]:
-    """Beginnings of all texts that are not kept and should be: `asked`, if it is one, and what the texts share,
-    if that saves enough."""
+    """Beginnings of all texts that are not kept and should be: `asked`, if it is one, and what the texts
+    share, if that saves enough."""
     shared = shared_by(texts)[:LONGEST]
     asked = tuple(asked)[:LONGEST]
     if SHORTEST <= len(asked) and asked == shared[: len(asked)] and len(kept.longest(asked)) < len(asked):

@@ -8,7 +8,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from qwen3np import Embedder, reference
+from qwen3np import Embedder, quantize_embeddings, reference
 from qwen3np.synth import massive_token_ids, synthesize
 
 pytestmark = pytest.mark.hf
@@ -70,7 +70,8 @@ def float64(folder, texts):
     ("backend", "precision"), [("numpy", "highest"), ("numba", "highest"), ("numba", "high")]
 )
 def test_vectors_are_transformers(folder, texts, float32, float64, backend, precision):
-    """Within 1e-6 of float32, and no further from float64 than twice PyTorch's float32 is."""
+    """Within 1e-6 of float32, and no further from float64 than twice PyTorch's float32 is. "high" is two
+    bfloat16 parts on AMX, and its promise is 5e-6."""
     model = Embedder(folder, backend=backend, matmul_precision=precision)
     vectors = reference.normalize(model.backend.encode(texts))
     ours, theirs = (np.abs(v - float64).max() for v in (vectors, float32))
@@ -79,8 +80,11 @@ def test_vectors_are_transformers(folder, texts, float32, float64, backend, prec
         " "
         f"from float64 {ours:.2e} (PyTorch {theirs:.2e})"
     )
-    assert np.abs(vectors - float32).max() <= 1e-6
-    assert ours <= 2 * theirs
+    if precision == "high" and model.backend.isa != "simd":
+        assert ours <= 5e-6
+    else:
+        assert np.abs(vectors - float32).max() <= 1e-6
+        assert ours <= 2 * theirs
 
 
 def test_medium_is_closer_than_bfloat16(folder, texts, float64):
@@ -92,18 +96,76 @@ def test_medium_is_closer_than_bfloat16(folder, texts, float64):
     assert ours <= theirs / 2.5
 
 
-def test_sentence_transformers_gives_the_same_from_the_same_folder(folder, model):
-    """The whole path from text: tokenizer, prompt, appended token, pooling, normalisation, similarity."""
+def sentence_transformer(folder):
     from sentence_transformers import SentenceTransformer
 
-    theirs = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
-    texts = ["", "What is the capital of China?", "中国的首都是北京。", "a\x00b\n\n  c 😀"]
-    np.testing.assert_allclose(model.encode(texts), theirs.encode(texts), atol=2e-6)
-    queries = theirs.encode_query(texts)
-    np.testing.assert_allclose(model.encode_query(texts), queries, atol=2e-6)
-    np.testing.assert_allclose(
-        model.similarity(queries, queries), theirs.similarity(queries, queries), atol=2e-6
+    return SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+
+
+@pytest.fixture(scope="module")
+def peer(tiny):
+    return sentence_transformer(tiny)
+
+
+TEXTS = ["", "What is the capital of China?", "中国的首都是北京。", "a\x00b\n\n  c 😀", "word " * 60]
+PROMPTS = ({}, {"prompt_name": "query"}, {"prompt": "Query: "}, {"prompt": "x", "prompt_name": "document"})
+CALLS = [
+    (method, {**prompt, **more})
+    for method in ("encode", "encode_query", "encode_document")
+    for prompt in PROMPTS
+    for more in (
+        {},
+        {"batch_size": 1, "show_progress_bar": False},
+        {"truncate_dim": 64, "normalize_embeddings": True},
+        {"truncate_dim": 32, "normalize_embeddings": False},
     )
+]
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
+def test_sentence_transformers_gives_the_same(tiny, peer, method):
+    """From text to vectors, the same call on the same folder: 48 combinations of arguments, of one text and
+    of many."""
+    model = Embedder(tiny, matmul_precision="highest")
+    for name, arguments in CALLS:
+        if name == method:
+            for inputs in (TEXTS, TEXTS[1]):
+                ours, theirs = (getattr(m, method)(inputs, **arguments) for m in (model, peer))
+                assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), arguments
+                np.testing.assert_allclose(ours, theirs, atol=2e-6, err_msg=str(arguments))
+    queries = peer.encode_query(TEXTS)
+    np.testing.assert_allclose(
+        model.similarity(queries, queries), peer.similarity(queries, queries), atol=2e-6
+    )
+
+
+def test_sentence_transformers_gives_the_same_at_full_size(folder):
+    model, peer = Embedder(folder, matmul_precision="highest"), sentence_transformer(folder)
+    np.testing.assert_allclose(model.encode_query(TEXTS), peer.encode_query(TEXTS), atol=2e-6)
+
+
+def test_sentence_transformers_gives_the_same_tokens(tiny, peer):
+    model = Embedder(tiny, matmul_precision="highest")
+    theirs = peer.encode(TEXTS, output_value="token_embeddings")
+    ours = model.encode(TEXTS, output_value="token_embeddings")
+    for have, want in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(have, want.numpy(), atol=2e-5 * np.abs(want.numpy()).max())
+    one = peer.encode(TEXTS[1], output_value="token_embeddings")
+    assert model.encode(TEXTS[1], output_value="token_embeddings").shape == tuple(one.shape)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
+def test_sentence_transformers_quantises_the_same(precision):
+    from sentence_transformers.util import quantize_embeddings as theirs
+
+    rng = np.random.default_rng(0)
+    vectors, calibration = rng.standard_normal((20, 64)), rng.standard_normal((200, 64))
+    vectors[:, 3] = calibration[:, 3] = 0.5  # a channel without a range
+    for x in (vectors.astype(np.float32), vectors.astype(np.float32)[0]):
+        have = quantize_embeddings(x, precision, calibration_embeddings=calibration.astype(np.float32))
+        want = theirs(x, precision, calibration_embeddings=calibration.astype(np.float32))
+        assert (have.dtype, have.shape) == (want.dtype, want.shape)
+        np.testing.assert_array_equal(have, want)
 
 
 def test_transformers_finds_no_kernels_package():
