@@ -19,8 +19,9 @@ def model(tiny):
     return Embedder(tiny)
 
 
-def test_vectors_are_the_reading_copy(model):
+def test_vectors_are_the_reading_copy(tiny):
     """encode = reference.encode of the token ids, pooled, cut, normalised; in the caller's order."""
+    model = Embedder(tiny, matmul_precision="highest")
     c, w = model.config, model.checkpoint.weights(np.float64)
     states = reference.encode(
         model.tokenize(TEXTS), w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
