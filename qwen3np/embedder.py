@@ -3,90 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import reference
+from .backends import check_backend, make_backend
 from .checkpoint import Checkpoint
 from .hub import locate
 from .modules import load_modules
 from .quantization import PRECISIONS, quantize_embeddings
 from .search import check_similarity, similarity, similarity_pairwise
 from .tokenizer import EmbeddingTokenizer
+from .torch_only import refuse
 
 logger = logging.getLogger("qwen3np")
 
 Vectors = NDArray[np.float32]
 
-BACKENDS = ("auto", "numba", "numpy")
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
 INSTRUCTION = "Instruct: {}\nQuery:"  # model card; nothing between the colon and the text
-BATCH = 32  # texts of the reading copy at a time: each has its states of all layers' end in memory
-
-
-class Backend(Protocol):
-    """What runs the encoder."""
-
-    name: str
-
-    def encode(
-        self,
-        texts: Sequence[Sequence[int]],
-        prefix: Sequence[int] = (),
-        batch_size: int | None = None,
-        progress: Callable[[int], object] = lambda texts: None,
-    ) -> Vectors:
-        """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
-        normalised.
-
-        prefix: a beginning of these texts that later calls will have too. batch_size: texts computed at a
-        time, at the most. progress: called with the number of texts that were computed since its last call.
-        """
-
-    def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
-        """Token ids of each text -> the final states of all its tokens, [len(ids), hidden_size]."""
-
-
-class NumpyBackend:
-    """The reading copy, reference.py. Its memory is one layer's float32 weights and one head's S x S
-    scores."""
-
-    name = "numpy"
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config = checkpoint.config
-        self.weights = checkpoint.weights(np.float32)
-
-    def __repr__(self) -> str:
-        return "numpy, the reading copy"
-
-    def encode(
-        self,
-        texts: Sequence[Sequence[int]],
-        prefix: Sequence[int] = (),
-        batch_size: int | None = None,
-        progress: Callable[[int], object] = lambda texts: None,
-    ) -> Vectors:
-        states = np.empty((len(texts), self.config.hidden_size), np.float32)
-        size = min(batch_size or BATCH, BATCH)
-        for first in range(0, len(texts), size):
-            some = texts[first : first + size]
-            states[first : first + size] = [reference.pool(x_TD) for x_TD in self.token_states(some)]
-            progress(len(some))
-        return states
-
-    def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
-        c, w = self.config, self.weights
-        return list(
-            reference.encode(
-                texts, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
-            )
-        )
 
 
 class Embedder:
@@ -124,8 +64,7 @@ class Embedder:
         **torch_only: Any,
     ) -> None:
         refuse(torch_only, "Embedder")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend = {backend!r} is not one of {', '.join(BACKENDS)}")
+        check_backend(backend)
         folder = locate(
             model_name_or_path,
             revision=revision,
@@ -151,13 +90,7 @@ class Embedder:
             raise ValueError(
                 f"max_seq_length = {max_seq_length!r} must be between 1 and {limit} (max_position_embeddings)"
             )
-        self.backend: Backend
-        if backend == "numpy":
-            self.backend = NumpyBackend(self.checkpoint)
-        else:
-            from .numba_backend import NumbaBackend  # and with it Numba, which only the kernels need
-
-            self.backend = NumbaBackend(self.checkpoint, matmul_precision, num_threads)
+        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads)
 
     def __repr__(self) -> str:
         folder, backend = str(self.checkpoint.folder), self.backend.name
@@ -328,39 +261,6 @@ class Embedder:
                 f"truncate_dim = {dim!r} must be between {smallest} and {self.config.hidden_size}"
             )
         return dim
-
-
-# Arguments of sentence-transformers that only make sense with PyTorch: the values that change nothing here,
-# and what to do instead of the others.
-TORCH_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "convert_to_numpy": (
-        (True,),
-        "results are NumPy arrays; torch.from_numpy(vectors) makes a tensor of them",
-    ),
-    "convert_to_tensor": (
-        (False,),
-        "results are NumPy arrays; torch.from_numpy(vectors) makes a tensor of them",
-    ),
-    "device": ((None, "cpu"), "everything runs on the CPU; num_threads=... of Embedder sets how many cores"),
-    "pool": ((None,), "one process uses all cores; num_threads=... of Embedder sets how many"),
-    "trust_remote_code": ((False,), "no code of a model is ever run: leave it out"),
-    "model_kwargs": ((None, {}), "matmul_precision=... of Embedder stands for its dtype"),
-    "processor_kwargs": ((None, {}), "max_seq_length=... of Embedder stands for its max_length"),
-    "tokenizer_kwargs": ((None, {}), "max_seq_length=... of Embedder stands for its max_length"),
-    "config_kwargs": ((None, {}), "a changed copy of config.json in the model's folder stands for it"),
-    "modules": ((None,), "the model's own modules.json is what is computed"),
-}
-
-
-def refuse(arguments: Mapping[str, Any], where: str) -> None:
-    """TypeError for arguments that are not known here, with what to do instead where that is known."""
-    for name, value in arguments.items():
-        harmless, instead = TORCH_ONLY.get(name, ((), ""))
-        if any(value is h or value == h for h in harmless):
-            continue
-        if instead:
-            raise TypeError(f"{where}: {name}={value!r} is not possible without PyTorch: {instead}")
-        raise TypeError(f"{where}: unknown argument {name!r}")
 
 
 def _progress(total: int, show: bool | None) -> Any:
