@@ -14,6 +14,7 @@ from .errors import CheckpointError
 if TYPE_CHECKING:
     from .embedder import Embedder
     from .quantization import quantization_ranges, quantize_embeddings
+    from .reranker import Reranker
     from .search import semantic_search
 
 if not os.path.isdir(os.path.join(__path__[0], "kernels")):
@@ -22,13 +23,14 @@ if not os.path.isdir(os.path.join(__path__[0], "kernels")):
 
 __version__ = "0.1.0"
 __all__ = [
-    "CheckpointError", "Embedder", "__version__", "quantization_ranges", "quantize_embeddings",
+    "CheckpointError", "Embedder", "Reranker", "__version__", "quantization_ranges", "quantize_embeddings",
     "semantic_search",
 ]  # fmt: skip
 
 # Imported on first use: the tokenizer library takes longer to import than the rest together.
 _HOME = {
     "Embedder": "embedder",
+    "Reranker": "reranker",
     "quantization_ranges": "quantization",
     "quantize_embeddings": "quantization",
     "semantic_search": "search",

@@ -16,6 +16,7 @@ from .backends import check_backend, make_backend
 from .checkpoint import Checkpoint
 from .hub import locate
 from .modules import load_modules
+from .progress import progress_bar
 from .quantization import PRECISIONS, quantize_embeddings
 from .search import check_similarity, similarity, similarity_pairwise
 from .tokenizer import EmbeddingTokenizer
@@ -154,7 +155,7 @@ class Embedder:
         ids = [tuple(i) for i in self.tokenizer.encode(texts, self.max_seq_length, before)]
         number = {i: n for n, i in enumerate(sorted(set(ids), key=lambda i: (-len(i), i)))}
         distinct, rows = [list(i) for i in number], [number[i] for i in ids]
-        with _progress(len(distinct), show_progress_bar) as bar:
+        with progress_bar(len(distinct), show_progress_bar, "texts") as bar:
             if output_value == "token_embeddings":
                 tokens: list[Vectors] = []
                 for i in distinct:
@@ -261,10 +262,3 @@ class Embedder:
                 f"truncate_dim = {dim!r} must be between {smallest} and {self.config.hidden_size}"
             )
         return dim
-
-
-def _progress(total: int, show: bool | None) -> Any:
-    from tqdm.auto import tqdm
-
-    show = logger.isEnabledFor(logging.INFO) if show is None else show
-    return tqdm(total=total, desc="texts", disable=not show)

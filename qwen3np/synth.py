@@ -49,6 +49,7 @@ LIKE: dict[str, Config] = {
     "reranker-4B": _config(2560, 9728, 36, 32, 151669, 40960),
     "reranker-8B": _config(4096, 12288, 36, 32, 151669, 40960, tied=False),
     "tiny": Config(96, 224, 4, 6, 2, 32, 2048, 32768, 1e-6, 1e6, True),
+    "reranker-tiny": Config(96, 224, 4, 6, 2, 32, 2048, 32768, 1e-6, 1e6, True),
 }
 
 
@@ -242,7 +243,12 @@ def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) 
     if reranker:
         kinds = ["base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore"]
         _write_modules(folder, kinds, ["", "1_LogitScore"])
-        _write_json(folder / "1_LogitScore/config.json", {"true_token_id": 9693, "false_token_id": 2152})
+        # "yes" and "no"; the built-in tokenizer knows "y" and "n" alone.
+        words = load_json(tokenizer)["model"]["vocab"]
+        yes, no = (
+            (words["yes"], words["no"]) if "yes" in words and "no" in words else (words["y"], words["n"])
+        )
+        _write_json(folder / "1_LogitScore/config.json", {"true_token_id": yes, "false_token_id": no})
         _write_json(
             folder / "sentence_bert_config.json",
             {
