@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import reference
+from . import parity, reference
 from .checkpoint import Checkpoint
 from .hub import locate
 from .modules import load_modules
@@ -32,6 +32,9 @@ class Backend(Protocol):
         """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
         normalised."""
 
+    def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[parity.Stage]:
+        """The same computation, stopped at each stage (see parity.py)."""
+
 
 class NumpyBackend:
     """The reading copy, reference.py. Its memory is one layer's float32 weights and one head's S x S
@@ -52,6 +55,9 @@ class NumpyBackend:
             texts, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
         )
         return np.stack([reference.pool(x_TD) for x_TD in states])
+
+    def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[parity.Stage]:
+        return parity.reference_stages(texts, self.weights, reference)
 
 
 class Embedder:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import reference
 from .checkpoint import Checkpoint
-from .engine import BLOCK_PANELS, Stream, Work, encode
+from .engine import BLOCK_PANELS, Stream, Work, encode, layer_stages
 from .kernels import attention, isa
 from .kernels.compiled import compile_for
 from .kernels.team import STOP, new_team
@@ -72,6 +73,39 @@ class NumbaBackend:
                 pooled_TD = pooled_x.transpose(0, 2, 1).reshape(-1, pooled_x.shape[1])
                 states[first:last] = pooled_TD[: last - first, : self.config.hidden_size]
         return reference.rms_norm(states, self._norm, np.float32(self.config.rms_norm_eps))
+
+    def with_threads(self, num_threads: int) -> NumbaBackend:
+        """A backend of its own on another number of threads, on the same packed weights."""
+        other = copy.copy(self)
+        other.pool, other._team, other._lock, other._buffers = Pool(num_threads), new_team(), Lock(), {}
+        return other
+
+    def stages(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The stages of parity.py, every layer computed for every token: `encode` to the bit, and slower."""
+        yield from self.with_threads(self.num_threads)._stages(texts)  # encode may be called between two
+
+    def _stages(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[Any]]]:
+        (layers, weights, work, stream, *_, eps, group, head_dim, team), _ = self._arguments(texts)
+        ends = np.cumsum([len(ids) for ids in texts])
+        parts = {"self_attn": np.zeros_like(work.x), "mlp": np.zeros_like(work.x)}
+
+        def rows(x: NDArray[Any]) -> NDArray[Any]:
+            x_TD = x.transpose(0, 2, 1).reshape(-1, x.shape[1])
+            return np.array(x_TD[: ends[-1], : self.config.hidden_size])
+
+        yield "embed_tokens", rows(work.x)
+        for i in range(layers):
+            for part in parts.values():
+                part[:] = 0
+            arguments = (i, weights, work, stream, *parts.values(), eps, group, head_dim, team)
+            compile_for(layer_stages, (*arguments, 0, 1))
+            self.pool.run(layer_stages, *arguments, stop=self._stop)
+            for name, part in parts.items():
+                yield f"layers.{i}.{name}", rows(part)
+            yield f"layers.{i}", rows(work.x)
+        states = reference.rms_norm(rows(work.x), self._norm, eps)
+        yield "norm", states
+        yield "pooled", reference.normalize(states[ends - 1])
 
     def _stop(self, asked: bool) -> None:
         if asked:
