@@ -113,13 +113,14 @@ def verify(
     name, note = _published_model(model, published)
     texts, ids = _texts(model)
     kept: dict[str, NDArray[Any]] = {}
-    with tqdm(
+    bar = tqdm(
         total=3 * model.config.num_hidden_layers + 3,
         desc="verifying",
         unit="stage",
         leave=False,
         disable=None if show_progress_bar else True,
-    ) as bar:
+    )
+    with bar, np.errstate(all="ignore"):  # NaN and infinity are what the report is for, not warnings
 
         def got() -> Iterator[parity.Stage]:
             for stage, x in model.backend.stages(ids):
@@ -182,14 +183,12 @@ def _published_model(model: Embedder, claimed: bool | None) -> tuple[str, str]:
 
 
 def _texts(model: Embedder) -> tuple[list[str], list[list[int]]]:
-    """Texts with their prompts, as whole strings; and what the stages compute: their token ids, and a text of
-    rare tokens (of generated weights: with massive activations, at the first token and at inner ones)."""
-    texts = [published.QUERY_PROMPT + text for text in published.CARD_QUERIES]
-    texts += [*published.CARD_DOCUMENTS, "", " ".join(published.CARD_DOCUMENTS * 10)]
-    ids = library_ids(model, texts)
-    end = model.tokenizer.end_of_text
+    """The card's texts with their prompts; and what the stages compute: the ids of these, of an empty text,
+    of a long one, and of rare tokens (in generated weights they have massive activations)."""
+    texts = [*(published.QUERY_PROMPT + t for t in published.CARD_QUERIES), *published.CARD_DOCUMENTS]
+    *ids, long = library_ids(model, [*texts, " ".join(published.CARD_DOCUMENTS * 10)])
     rare = massive_token_ids(model.config, seed=0)[:15].tolist()
-    return texts, [*(text[: LONG - 1] + [end] for text in ids), [*rare, end]]
+    return texts, [[*i, model.tokenizer.end_of_text] for i in [*ids, [], long[: LONG - 1], rare]]
 
 
 def _sources_of_stages(
@@ -228,8 +227,7 @@ def _table(checks: Sequence[Check]) -> str:
     rows = [
         [
             c.name + (f" [{sources.index(c.source) + 1}]" if c.source else ""),
-            c.expected,
-            c.got,
+            *(f"{x:.6f}" if isinstance(x, float) else x for x in (c.expected, c.got)),
             "" if c.difference is None else f"{c.difference:.2g}",
             "" if c.tolerance is None else f"{c.tolerance:.2g}",
             c.verdict,
