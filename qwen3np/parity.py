@@ -59,7 +59,8 @@ def reference_stages(texts: Texts, weights: Weights, ref: ModuleType = reference
     xs = [weights.embed_tokens[list(ids)] for ids in texts]
     yield "embed_tokens", np.concatenate(xs)
     tables = [ref.rope_table(len(ids), c.head_dim, c.rope_theta) for ids in texts]
-    for i, layer in enumerate(weights.layers):
+    for i in range(c.num_hidden_layers):
+        layer = weights.layer(i)
         attended, added = [], []
         for n, (x_TD, (cos, sin)) in enumerate(zip(xs, tables, strict=True)):
             # The lines of reference.block, with a stop between them.
@@ -71,6 +72,7 @@ def reference_stages(texts: Texts, weights: Weights, ref: ModuleType = reference
         yield f"layers.{i}.self_attn", np.concatenate(attended)
         yield f"layers.{i}.mlp", np.concatenate(added)
         yield f"layers.{i}", np.concatenate(xs)
+        del layer  # before the next one is read: 1.5 GB in float64 for the 8B
         weights.checkpoint.release()
     xs = [ref.rms_norm(x_TD, weights.norm, c.rms_norm_eps) for x_TD in xs]
     yield "norm", np.concatenate(xs)
@@ -103,25 +105,22 @@ def transformers_stages(texts: Texts, checkpoint: Checkpoint, dtype: str) -> Ite
     import torch
     from transformers import AutoConfig, AutoModel
 
-    stored = _TorchTensors(checkpoint, getattr(torch, dtype))
+    stored = _TorchTensors(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
     layers = config.num_hidden_layers
     used, ids = np.unique(np.concatenate([np.asarray(ids) for ids in texts]), return_inverse=True)
     config.num_hidden_layers, config.layer_types = 1, config.layer_types[:1]
     config.vocab_size, config.pad_token_id = len(used), None  # not the 8B's 2.5 GB
     with torch.no_grad():
-        model = AutoModel.from_config(config, dtype=stored.dtype).eval()
+        model = AutoModel.from_config(config, dtype=getattr(torch, dtype)).eval()
         kept = _keep_outputs(model)
-        rows = stored.read("embed_tokens.weight", used)
-        model.embed_tokens.load_state_dict({"weight": rows}, assign=True)
-        model.norm.load_state_dict({"weight": stored.read("norm.weight")}, assign=True)
+        model.embed_tokens.weight.copy_(stored.read("embed_tokens.weight")[torch.from_numpy(used)])
+        model.norm.weight.copy_(stored.read("norm.weight"))
         xs = [model.embed_tokens(part)[None] for part in torch.from_numpy(ids).split([len(t) for t in texts])]
         yield "embed_tokens", _concatenate(xs)
         for i in range(layers):
-            names = model.layers[0].state_dict()
-            weights = {name: stored.read(f"layers.{i}.{name}") for name in names}
-            model.layers[0].load_state_dict(weights, assign=True)
-            del weights
+            for name, parameter in model.layers[0].named_parameters():
+                parameter.copy_(stored.read(f"layers.{i}.{name}"))
             for outputs in kept.values():
                 outputs.clear()
             states = [model(inputs_embeds=x, use_cache=False).last_hidden_state for x in xs]
@@ -180,7 +179,8 @@ def compare(
             limit = tolerance if unit is None else min(tolerance * max(unit, 2.0**-23), MOST)
             within = (difference <= limit * scale) & np.isfinite(difference)  # false for NaN
             have = have.astype(np.float64)
-            cosine = np.vdot(want, have) / max(np.linalg.norm(want) * np.linalg.norm(have), 1e-300)
+            norms = np.linalg.norm(want) * np.linalg.norm(have)
+            cosine = np.vdot(want, have) / norms if norms else np.array_equal(want, have)
         first = None if within.all() else tuple(int(i) for i in np.argwhere(~within)[0])
         rows.append(Row(name, float(difference.max()), relative, unit, limit, float(cosine), first))
     return rows
@@ -210,20 +210,19 @@ def report(rows: Sequence[Row]) -> str:
 
 
 class _TorchTensors:
-    """A checkpoint's tensors as the safetensors library reads them; files are open only while one is read, so
-    that no more than one tensor's pages stay in memory."""
+    """A checkpoint's tensors as the safetensors library reads them. A file is open only while a tensor of it
+    is in use, so that no more than one tensor's pages stay in memory."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Any) -> None:
-        self.dtype = dtype
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._where: dict[str, tuple[Path, str]] = {}
         for path in checkpoint.files:
             with safe_open(path, framework="pt") as file:
                 self._where |= {name.removeprefix("model."): (path, name) for name in file.keys()}
 
-    def read(self, name: str, rows: Any = slice(None)) -> Any:
+    def read(self, name: str) -> Any:
         path, stored = self._where[name]
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor(stored)[rows].to(self.dtype, copy=True)
+            return file.get_tensor(stored)
 
 
 def _keep_outputs(model: Any) -> dict[str, list[Any]]:

@@ -404,6 +404,11 @@ def test_tolerance_counts_in_what_float32_loses():
         assert row.ok is ok and row.float32 == pytest.approx(0.01)
 
 
+def test_equal_zeros_are_alike():
+    [row] = parity.compare(stage([[0.0, 0.0]]), stage([[0.0, 0.0]]), 1e-6)
+    assert row.ok and (row.relative, row.cosine) == (0, 1)
+
+
 def test_stages_that_do_not_correspond_are_refused():
     with pytest.raises(ValueError, match=r"stages differ: a \[1, 2\], a \[1, 1\]"):
         parity.compare(stage([[1, 2]]), stage([[1]]), 1)
