@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import reference
+from . import parity, reference
 from .checkpoint import Checkpoint
 
 Vectors = NDArray[np.float32]
@@ -38,6 +38,9 @@ class Backend(Protocol):
 
     def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
         """Token ids of each text -> the final states of all its tokens, [len(ids), hidden_size]."""
+
+    def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[parity.Stage]:
+        """The same computation, stopped at each stage (see parity.py)."""
 
 
 class NumpyBackend:
@@ -75,6 +78,9 @@ class NumpyBackend:
                 texts, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
             )
         )
+
+    def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[parity.Stage]:
+        return parity.reference_stages(texts, self.weights, reference)
 
 
 def check_backend(backend: str) -> None:

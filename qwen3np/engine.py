@@ -21,7 +21,7 @@ from .kernels.compiled import entry_point, inline
 from .kernels.keys_values import copy_places, keys_values
 from .kernels.matmul import matmul, matmul_add, matmul_swiglu
 from .kernels.norm import query_heads, rms_norm
-from .kernels.team import barrier, stopping
+from .kernels.team import barrier, share, stopping
 
 
 class Work(NamedTuple):
@@ -183,3 +183,29 @@ def encode(
                 num_threads,
             )  # fmt: skip
             first_panel += panels
+
+
+@entry_point
+def layer_stages(layer, w, work, stream, attended_x, mlp_x, eps, group, head_dim, team, thread, num_threads):
+    """One layer of the whole stream, as in `encode` to the bit, its two sums kept apart: attended_x and mlp_x
+    [P, D', 16], zeros before, are what attention and MLP add to x. For the comparison stage by stage."""
+    x = work.x
+    first_panel = 0
+    while first_panel < x.shape[0]:
+        if stopping(team):
+            return
+        panels = min(work.h.shape[0], x.shape[0] - first_panel)
+        block_keys_values(x, first_panel, panels, stream, layer, w, work, eps, team, thread, num_threads)
+        attention(
+            attended_x, first_panel, panels, stream, layer, w, work, eps, group, head_dim, team, thread,
+            num_threads,
+        )  # fmt: skip
+        first, last = share(panels, thread, num_threads)
+        x[first_panel + first : first_panel + last] += attended_x[first_panel + first : first_panel + last]
+        barrier(team, num_threads)
+        rms_norm(x, first_panel, panels, w.post_attention_layernorm[layer], eps, work.h, thread, num_threads)
+        barrier(team, num_threads)
+        mlp(mlp_x, first_panel, panels, layer, w, work, team, thread, num_threads)
+        x[first_panel + first : first_panel + last] += mlp_x[first_panel + first : first_panel + last]
+        barrier(team, num_threads)
+        first_panel += panels

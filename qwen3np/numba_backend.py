@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from . import reference
 from .beginnings import Beginning, Beginnings, shared_by, worth_computing
 from .checkpoint import Checkpoint
-from .engine import Prefix, Stream, Work, encode
+from .engine import Prefix, Stream, Work, encode, layer_stages
 from .kernels import attention, isa, matmul
 from .kernels.compiled import compile_for
 from .kernels.keys_values import AT_ONCE, shapes
@@ -130,6 +131,43 @@ class NumbaBackend:
     def _key_shapes(self, places: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         c = self.config
         return shapes(c.num_key_value_heads, places, c.head_dim, self._parts if self._tiles else 0)
+
+    def with_threads(self, num_threads: int) -> NumbaBackend:
+        """A backend of its own on another number of threads, on the same packed weights."""
+        other = copy.copy(self)
+        other.pool, other._team, other._lock, other._buffers = Pool(num_threads), new_team(), Lock(), {}
+        other._kept = Beginnings(self._kept.none)
+        return other
+
+    def stages(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The stages of parity.py, every layer computed for every token: `encode` to the bit, and slower."""
+        yield from self.with_threads(self.num_threads)._stages(texts)  # encode may be called between two
+
+    def _stages(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[Any]]]:
+        none = self._kept.none
+        (layers, weights, work, stream, *_, eps, group, head_dim, team), _ = self._arguments(
+            texts, none, none
+        )
+        ends = np.cumsum([len(ids) for ids in texts])
+        parts = {"self_attn": np.zeros_like(work.x), "mlp": np.zeros_like(work.x)}
+
+        def rows(x: NDArray[Any]) -> NDArray[Any]:
+            x_TD = x.transpose(0, 2, 1).reshape(-1, x.shape[1])
+            return np.array(x_TD[: ends[-1], : self.config.hidden_size])
+
+        yield "embed_tokens", rows(work.x)
+        for i in range(layers):
+            for part in parts.values():
+                part[:] = 0
+            arguments = (i, weights, work, stream, *parts.values(), eps, group, head_dim, team)
+            compile_for(layer_stages, (*arguments, 0, 1))
+            self.pool.run(layer_stages, *arguments, stop=self._stop)
+            for name, part in parts.items():
+                yield f"layers.{i}.{name}", rows(part)
+            yield f"layers.{i}", rows(work.x)
+        states = reference.rms_norm(rows(work.x), self._norm, eps)
+        yield "norm", states
+        yield "pooled", reference.normalize(states[ends - 1])
 
     def _stop(self, asked: bool) -> None:
         if asked:

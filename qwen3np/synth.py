@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import INDEX_FILE, SINGLE_FILE, tensor_shapes
+from .checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, tensor_shapes, widen
 from .config import Config, load_json
 from .errors import CheckpointError
 
@@ -104,6 +104,15 @@ def massive_token_ids(config: Config, seed: int) -> NDArray[np.int64]:
 
 def massive_channel(config: Config) -> int:
     return min(35, config.hidden_size - 1)
+
+
+def is_generated(checkpoint: Checkpoint) -> bool:
+    """Whether `synthesize` wrote the weights, by their values, whatever the folder is called: most norms over
+    the residual stream have exactly MASSIVE_GAMMA at the massive channel, which training does not give."""
+    channel = massive_channel(checkpoint.config)
+    gamma = widen(to_bfloat16(np.array([MASSIVE_GAMMA], np.float32)))
+    norms = [t for n, t in checkpoint.tensors.items() if "layernorm" in n or n == "norm.weight"]
+    return sum(bool(t.widen()[channel] == gamma) for t in norms) > len(norms) / 2
 
 
 def to_bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:

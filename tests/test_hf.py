@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
+import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from qwen3np import Embedder, quantize_embeddings, reference
+from qwen3np import Embedder, parity, quantize_embeddings, reference
+from qwen3np.checkpoint import Checkpoint, Tensor
+from qwen3np.cli import main
+from qwen3np.numba_backend import NumbaBackend
 from qwen3np.synth import massive_token_ids, synthesize
+from qwen3np.verify import verify
 
 pytestmark = pytest.mark.hf
 
@@ -44,26 +51,14 @@ def texts(model):
     return texts
 
 
-def transformers_vectors(folder, texts, dtype):
-    from transformers import AutoModel
-
-    # In its precision from the files: a bf16 model cast up would keep bf16 rotary frequencies.
-    hf = AutoModel.from_pretrained(folder, dtype=dtype).eval()
-    with torch.no_grad():
-        states = [hf(torch.tensor([ids])).last_hidden_state[0, -1].double().numpy() for ids in texts]
-    del hf
-    gc.collect()
-    return reference.normalize(np.stack(states))
-
-
 @pytest.fixture(scope="module")
 def float32(folder, texts):
-    return transformers_vectors(folder, texts, torch.float32)
+    return parity.transformers_vectors(folder, texts, "float32")
 
 
 @pytest.fixture(scope="module")
 def float64(folder, texts):
-    return transformers_vectors(folder, texts, torch.float64)
+    return parity.transformers_vectors(folder, texts, "float64")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +86,7 @@ def test_medium_is_closer_than_bfloat16(folder, texts, float64):
     """bfloat16 activations, float32 everything else: 2.5 times closer than PyTorch's bfloat16 or more."""
     model = Embedder(folder, matmul_precision="medium")
     ours = np.abs(reference.normalize(model.backend.encode(texts)) - float64).max()
-    theirs = np.abs(transformers_vectors(folder, texts, torch.bfloat16) - float64).max()
+    theirs = np.abs(parity.transformers_vectors(folder, texts, "bfloat16") - float64).max()
     print(f"\n{model.backend!r}: from float64 {ours:.2e} (PyTorch bfloat16 {theirs:.2e})")
     assert ours <= theirs / 2.5
 
@@ -171,3 +166,53 @@ def test_sentence_transformers_quantises_the_same(precision):
 def test_transformers_finds_no_kernels_package():
     """transformers probes for an unrelated package named `kernels` and breaks if ours answers."""
     assert importlib.util.find_spec("kernels") is None
+
+
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory, assets):
+    """Full width and vocabulary."""
+    tokenizer = assets / "tokenizers" / "qwen3_embedding_0.6b.tokenizer.json"
+    return synthesize(tmp_path_factory.mktemp("hf") / "two", "0.6B", layers=2, tokenizer=tokenizer)
+
+
+def test_verify_holds_at_full_width_on_every_path(two_layers, kernel, capsys):
+    path, precision = kernel
+    code = main(["verify", str(two_layers), "--against", "transformers", "--precision", precision])
+    out = capsys.readouterr().out
+    assert code == 0 and f"numba, {path}" in out and "in float64 (transformers" in out, out
+
+
+def test_verify_holds_at_full_width_for_the_reading_copy(two_layers, capsys):
+    code = main(["verify", str(two_layers), "--against", "transformers", "--backend", "numpy"])
+    out = capsys.readouterr().out
+    assert code == 0 and "the reading copy" in out and "in float64 (transformers" in out, out
+
+
+def test_one_flipped_weight_of_three_million_is_found_at_full_width(two_layers):
+    model = Embedder(two_layers)
+    name = "layers.1.mlp.gate_proj.weight"
+    bits = model.checkpoint.tensors[name].data.copy()
+    bits[1234, 567] ^= 0x8000
+    damaged = Checkpoint(two_layers)
+    damaged.tensors[name] = Tensor(name, "BF16", bits)
+    model.backend = NumbaBackend(damaged)
+    assert verify(model, against="transformers").bad[0] == "layers.1.mlp"
+
+
+MEASURED = """
+import json, resource, sys
+from qwen3np.cli import main
+code = main(["verify", *sys.argv[1:]])
+print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def test_verify_against_transformers_is_quick_and_small(folder):
+    """The full depth: under 3 minutes on 2 cores, under 6 GB."""
+    start = time.monotonic()
+    command = [sys.executable, "-c", MEASURED, str(folder), "--against", "transformers"]
+    out = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
+    seconds, (code, most) = time.monotonic() - start, json.loads(out.splitlines()[-1])
+    print(f"\n{seconds:.0f} s, {most / 1e9:.1f} GB")
+    assert code == 0 and "HELD: 109 comparisons" in out, out
+    assert seconds < 180 and most < 6e9
