@@ -56,8 +56,9 @@ class Beginnings:
 
 def shared_by(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """What all texts begin with, less than the whole of any."""
-    first, last = min(texts), max(texts)  # what these two share, all share
-    most = min(len(first), len(last), min(map(len, texts))) - 1
+    lists = list(map(list, texts))
+    first, last = min(lists), max(lists)  # what these two share, all share
+    most = min(len(first), len(last), min(map(len, lists))) - 1
     length = next((i for i in range(most) if first[i] != last[i]), most)
     return tuple(first[:length])
 

@@ -50,11 +50,11 @@ class Stream(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """Keys and values of a beginning of texts, of every layer; or none, with `count` 0."""
+    """Keys and values of a beginning of texts, of every layer; or none, with `size` 0."""
 
     keys: NDArray[Any]  # [L, ...] as in Work
     values: NDArray[Any]
-    count: int  # of places, a multiple of 32
+    size: int  # in places, a multiple of 32
     places: NDArray[Any]  # where the keys of the texts begin
 
 
@@ -117,18 +117,18 @@ def block(x, first_panel, panels, stream, layer, w, work, eps, group, head_dim, 
 def take_prefix(prefix, layer, work, thread, num_threads):
     """Keys and values of the beginning, to where those of each text begin. They come in whole panels: what
     they bring beyond the beginning is overwritten behind the barriers of block_keys_values."""
-    if prefix.count > 0:
+    if prefix.size > 0:
         known, here = (prefix.keys[layer], prefix.values[layer]), (work.keys, work.values)
         for place in prefix.places:
-            copy_places(known, 0, here, place, prefix.count, thread, num_threads)
+            copy_places(known, 0, here, place, prefix.size, thread, num_threads)
 
 
 @inline
 def save_prefix(saved, layer, work, thread, num_threads):
     """Keys and values of the first text. They are there, and stay until the next layer's first barrier."""
-    if saved.count > 0:
+    if saved.size > 0:
         known, here = (saved.keys[layer], saved.values[layer]), (work.keys, work.values)
-        copy_places(here, saved.places[0], known, 0, saved.count, thread, num_threads)
+        copy_places(here, saved.places[0], known, 0, saved.size, thread, num_threads)
 
 
 @entry_point

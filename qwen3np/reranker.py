@@ -121,10 +121,10 @@ class Reranker:
         refuse(torch_only, "predict")
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f"batch_size must be a positive integer, found {batch_size!r}")
-        pairs = list(inputs)
+        pairs: list[Any] = list(inputs)
         single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
         if single:
-            pairs = [tuple(pairs)]
+            pairs = [pairs]
         ids = self.tokenize(pairs, instruction=instruction)
         scores = np.empty(len(ids), np.float32)
         with progress_bar(len(ids), show_progress_bar, "pairs") as bar:
@@ -156,7 +156,7 @@ class Reranker:
         texts = list(documents)
         scores = self.predict([(query, text) for text in texts], **arguments)
         order = np.argsort(-np.asarray(scores), kind="stable")[:top_k]
-        ranked = [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
+        ranked: list[dict[str, Any]] = [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
         if return_documents:
             for entry in ranked:
                 entry["text"] = texts[entry["corpus_id"]]
