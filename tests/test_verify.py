@@ -257,9 +257,11 @@ def test_vectors_that_depend_on_the_threads_are_found(run, tiny, monkeypatch):
     if Pool().num_threads == 1:
         pytest.skip("one core")
     encode = NumbaBackend.encode
-    monkeypatch.setattr(
-        NumbaBackend, "encode", lambda self, texts, *rest: encode(self, texts) * np.float32(1 + self.num_threads % 2)
-    )
+
+    def by_threads(self, texts, *rest):
+        return encode(self, texts) * np.float32(1 + self.num_threads % 2)
+
+    monkeypatch.setattr(NumbaBackend, "encode", by_threads)
     code, out, _ = run(tiny, "--threads", 2)
     assert code == 1 and bad_rows(out) == ["on 1 thread as on 2"]
 
@@ -330,9 +332,7 @@ def test_generated_weights_are_recognised_by_their_values(tiny):
     assert synth.is_generated(widened)
     assert synth.is_generated(damaged(checkpoint, small_weight))
     norms = [n for n in checkpoint.tensors if "norm" in n]
-    assert not synth.is_generated(
-        damaged(checkpoint, lambda t: {n: t[n].data ^ np.uint16(1) for n in norms})
-    )
+    assert not synth.is_generated(damaged(checkpoint, lambda t: {n: t[n].data ^ np.uint16(1) for n in norms}))
 
 
 # ---- the command
