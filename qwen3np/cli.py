@@ -1,4 +1,4 @@
-"""The command line: qwen3np embed | similarity | verify | info | synth | demo."""
+"""The command line: qwen3np embed | similarity | rerank | verify | info | synth | demo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from . import __version__
 
 if TYPE_CHECKING:
     from .embedder import Embedder
+    from .reranker import Reranker
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 
@@ -95,19 +96,22 @@ def similarity(args: argparse.Namespace) -> None:
         print(name, document)
 
 
+def rerank(args: argparse.Namespace) -> None:
+    from .rerank_command import run
+
+    run(args, lambda: _load_reranker(args), _stdin_lines)
+
+
 def verify(args: argparse.Namespace) -> int:
-    from .hub import locate
     from .parity import require_transformers
-    from .verify import refuse_reranker, verify
+    from .verify import verify
 
     if args.against == "transformers":  # before the model is loaded
         require_transformers()
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(_json_file(args.json)) if args.json is not None else None
-        args.model = locate(args.model, revision=args.revision)
-        refuse_reranker(args.model)
         claimed = True if args.published else None
-        result = verify(_load(args), against=args.against, published=claimed, show_progress_bar=True)
+        result = verify(_load_either(args), against=args.against, published=claimed, show_progress_bar=True)
         if write is not None:
             write(result.as_dict())
     print(result.report())
@@ -153,11 +157,11 @@ def info(args: argparse.Namespace) -> None:
         "CPU features": " ".join(n for n in names if features.get(n)) or "none of " + " ".join(names),
     }
     if args.model is not None:
-        model = _load(args)
+        name, model = str(args.model), _load_either(args)
         c, checkpoint = model.config, model.checkpoint
         dtype = checkpoint.tensors["embed_tokens.weight"].dtype
         rows |= {
-            "model": str(args.model),
+            "model": name,
             "folder": str(checkpoint.folder),
             "files": ", ".join(f"{p.name} ({p.stat().st_size / 1e9:.2f} GB)" for p in checkpoint.files),
             "parameters": f"{checkpoint.num_parameters:,} in {len(checkpoint.tensors)} tensors, {dtype}",
@@ -166,13 +170,31 @@ def info(args: argparse.Namespace) -> None:
             "attention": f"{c.num_attention_heads} query heads, {c.num_key_value_heads} key/value heads, "
             f"head_dim {c.head_dim}",
             "vocabulary": f"{c.vocab_size} rows",
-            "dimension": f"{model.dimension}, max_seq_length {model.max_seq_length}",
+            **_of_kind(model),
             "rope_theta": f"{c.rope_theta:g}, rms_norm_eps {c.rms_norm_eps:g}",
-            "prompts": ", ".join(model.prompts) or "none",
             "backend": repr(model.backend),
         }
     for name, value in rows.items():
         print(f"{name:13} {value}")
+
+
+def _of_kind(model: Embedder | Reranker) -> dict[str, str]:
+    from .embedder import Embedder
+
+    if isinstance(model, Embedder):
+        return {
+            "kind": "embedding model (qwen3np.Embedder)",
+            "dimension": f"{model.dimension}, max_seq_length {model.max_seq_length}",
+            "prompts": ", ".join(model.prompts) or "none",
+        }
+    yes, no = (f"{model.tokenizer.decode([i])!r} ({i})" for i in model.answers)
+    return {
+        "kind": "reranker (qwen3np.Reranker, qwen3np rerank)",
+        "prompt": f"{len(model.tokenizer.system) + len(model.tokenizer.answer)} tokens, "
+        f"max_length {model.max_length}",
+        "answers": f"{yes}, {no}",
+        "instruction": model.instruction,
+    }
 
 
 def synth(args: argparse.Namespace) -> None:
@@ -217,6 +239,27 @@ def _load(args: argparse.Namespace) -> Embedder:
     )
 
 
+def _load_reranker(args: argparse.Namespace) -> Reranker:
+    from .reranker import Reranker
+
+    return Reranker(
+        args.model,
+        revision=args.revision,
+        backend=args.backend,
+        matmul_precision=args.matmul_precision,
+        num_threads=args.threads,
+    )
+
+
+def _load_either(args: argparse.Namespace) -> Embedder | Reranker:
+    """Whichever the model's files are."""
+    from .hub import locate
+    from .modules import is_reranker
+
+    args.model = locate(args.model, revision=args.revision)
+    return _load_reranker(args) if is_reranker(args.model) else _load(args)
+
+
 def _stdin_lines() -> list[str]:
     """One text a line. Lines are split at newlines only: str.splitlines would also split at U+2028 and
     others."""
@@ -238,7 +281,7 @@ def _stdin_lines() -> list[str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="qwen3np", description="Qwen3-Embedding on a CPU in NumPy and Numba.")
+    parser = Parser(prog="qwen3np", description="Qwen3-Embedding and Qwen3-Reranker in NumPy and Numba.")
     parser.add_argument("--version", action="version", version=f"qwen3np {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
@@ -262,6 +305,17 @@ def _parser() -> Parser:
     p.add_argument("--prompt", help="prompt of the queries (default: the model's)")
     p.add_argument("--dim", type=int, help="keep this many leading channels (32 to hidden_size)")
     p.set_defaults(run=similarity)
+
+    from .rerank_command import DEFAULT_MODEL as RERANKER
+    from .rerank_command import add_arguments
+
+    p = commands.add_parser(
+        "rerank",
+        parents=[_model_options(RERANKER)],
+        help="documents for a query, best first, as a table or JSON lines",
+    )
+    add_arguments(p)
+    p.set_defaults(run=rerank)
 
     p = commands.add_parser(
         "verify",

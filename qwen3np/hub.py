@@ -102,6 +102,14 @@ def locate(
         ) from error
 
 
+def hub_id(folder: Path) -> str:
+    """Of a snapshot in a Hub cache, .../models--Qwen--Qwen3-Embedding-0.6B/snapshots/<revision>; else ""."""
+    parts = folder.absolute().parts
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].removeprefix("models--").replace("--", "/")
+    return ""
+
+
 def _cache() -> str:
     from huggingface_hub import constants
 

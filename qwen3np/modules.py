@@ -1,5 +1,5 @@
-"""The side files of an embedding model: modules.json, 1_Pooling/config.json,
-config_sentence_transformers.json.
+"""The side files of a model: modules.json; 1_Pooling/config.json and config_sentence_transformers.json of an
+embedding model; 1_LogitScore/config.json of a reranker.
 
 They are sentence-transformers' format. What this package does not compute (another pooling, a dense layer) is
 refused.
@@ -11,8 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import published
+from .checkpoint import Checkpoint
 from .config import load_json
 from .errors import CheckpointError
+from .hub import hub_id
+from .tokenizer import Tokenizer
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
@@ -32,16 +36,11 @@ def load_modules(folder: Path) -> Modules:
     honour."""
     modules = folder / "modules.json"
     if modules.is_file():
-        entries = load_json(modules)
-        if not isinstance(entries, list) or not all(
-            isinstance(e, dict) and isinstance(e.get("type"), str) for e in entries
-        ):
-            raise CheckpointError(f"{modules}: is not a list of modules with a type each; download it again")
-        kinds = [e["type"].rpartition(".")[2] for e in entries]
+        entries, kinds = _read_modules(modules)
         if "LogitScore" in kinds:
             raise CheckpointError(
                 f"{folder}: is a reranker (modules.json has LogitScore), not an embedding model: use "
-                "qwen3np.Reranker"
+                "qwen3np.Reranker (qwen3np rerank)"
             )
         if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
             raise CheckpointError(
@@ -83,16 +82,11 @@ def load_answer_ids(folder: Path) -> tuple[int, int] | None:
     modules = folder / "modules.json"
     if not modules.is_file():
         return None
-    entries = load_json(modules)
-    kinds = (
-        [str(e.get("type")).rpartition(".")[2] for e in entries if isinstance(e, dict)]
-        if isinstance(entries, list)
-        else []
-    )
+    entries, kinds = _read_modules(modules)
     if "Pooling" in kinds:
         raise CheckpointError(
             f"{folder}: is an embedding model (modules.json has Pooling), not a reranker: use "
-            "qwen3np.Embedder"
+            "qwen3np.Embedder (qwen3np embed, qwen3np similarity)"
         )
     if kinds != ["Transformer", "LogitScore"]:
         raise CheckpointError(
@@ -107,6 +101,33 @@ def load_answer_ids(folder: Path) -> tuple[int, int] | None:
             f"{path}: true_token_id and false_token_id must be two token ids, found {ids[0]!r} and {ids[1]!r}"
         )
     return ids  # type: ignore[return-value]
+
+
+def is_reranker(folder: Path) -> bool:
+    """Whether the folder holds a reranker rather than an embedding model: by modules.json. Without it (older
+    copies): by the Hub id of a snapshot, or else by what tells the published ones apart: a reranker is saved
+    as a causal model, names "model.*", and its tokenizer appends nothing. Raises CheckpointError for a folder
+    without a model."""
+    modules = folder / "modules.json"
+    if modules.is_file():
+        return "LogitScore" in _read_modules(modules)[1]
+    name = hub_id(folder)
+    if name in published.LOGIT_DIFFERENCES or name in published.SIMILARITIES:
+        return name in published.LOGIT_DIFFERENCES
+    checkpoint = Checkpoint(folder)
+    if not checkpoint.tensors["norm.weight"].name.startswith("model."):
+        return False
+    return not Tokenizer(folder / "tokenizer.json", checkpoint.config.vocab_size).added
+
+
+def _read_modules(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The modules, and the last part of each one's type."""
+    entries = load_json(path)
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("type"), str) for e in entries
+    ):
+        raise CheckpointError(f"{path}: is not a list of modules with a type each; download it again")
+    return entries, [e["type"].rpartition(".")[2] for e in entries]
 
 
 def _object(path: Path) -> dict[str, Any]:

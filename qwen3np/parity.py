@@ -2,8 +2,9 @@
 
 A stage is a named array: "embed_tokens", then for each layer i "layers.i.self_attn" and "layers.i.mlp" (what
 the two add to the residual stream) and "layers.i" (the stream after the layer), then "norm": each
-[tokens, hidden_size], the texts one behind the other; last "pooled", the unit vectors [texts, hidden_size].
-The names are transformers' module names. A source yields its stages one at a time, so that two full-size
+[tokens, hidden_size], the texts one behind the other; "pooled", the unit vectors [texts, hidden_size]; and of
+a reranker "yes - no", the scores [1, texts]: one row, so that a difference counts in the largest score. The
+names are transformers' module names. A source yields its stages one at a time, so that two full-size
 models can be compared with one layer of each in memory.
 """
 
@@ -26,6 +27,7 @@ from .table import table
 
 Stage = tuple[str, NDArray[Any]]
 Texts = Sequence[Sequence[int]]
+Answers = tuple[int, int] | None
 
 MOST = 0.25  # a quarter of a token's largest value is wrong, however far float32 itself is off
 
@@ -53,8 +55,11 @@ class Row:
         return self.first is None
 
 
-def reference_stages(texts: Texts, weights: Weights, ref: ModuleType = reference) -> Iterator[Stage]:
-    """The stages in the reading copy, in the precision of `weights`; one layer's weights in memory."""
+def reference_stages(
+    texts: Texts, weights: Weights, ref: ModuleType = reference, answers: Answers = None
+) -> Iterator[Stage]:
+    """The stages in the reading copy, in the precision of `weights`; one layer's weights in memory. `answers`
+    are a reranker's token ids of "yes" and "no"."""
     c = weights.checkpoint.config
     xs = [weights.embed_tokens[list(ids)] for ids in texts]
     yield "embed_tokens", np.concatenate(xs)
@@ -76,7 +81,12 @@ def reference_stages(texts: Texts, weights: Weights, ref: ModuleType = reference
         weights.checkpoint.release()
     xs = [ref.rms_norm(x_TD, weights.norm, c.rms_norm_eps) for x_TD in xs]
     yield "norm", np.concatenate(xs)
-    yield "pooled", ref.normalize(np.stack([ref.pool(x_TD) for x_TD in xs]))
+    last_ND = np.stack([ref.pool(x_TD) for x_TD in xs])
+    yield "pooled", ref.normalize(last_ND)
+    if answers is not None:
+        lm_head = weights.embed_tokens if c.tie_word_embeddings else weights.rows("lm_head.weight")
+        yes_N, no_N = (last_ND @ lm_head[list(answers)].T).T
+        yield "yes - no", (yes_N - no_N)[None]
 
 
 def require_transformers() -> str:
@@ -92,7 +102,9 @@ def require_transformers() -> str:
     return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
-def transformers_stages(texts: Texts, checkpoint: Checkpoint, dtype: str) -> Iterator[Stage]:
+def transformers_stages(
+    texts: Texts, checkpoint: Checkpoint, dtype: str, answers: Answers = None
+) -> Iterator[Stage]:
     """The stages in transformers' Qwen3 in `dtype` ("float32", "float64") on the CPU, one layer's weights in
     memory.
 
@@ -130,6 +142,10 @@ def transformers_stages(texts: Texts, checkpoint: Checkpoint, dtype: str) -> Ite
         yield "norm", _concatenate(states)
         last = torch.stack([x_1TD[0, -1] for x_1TD in states])
         yield "pooled", torch.nn.functional.normalize(last, dim=-1).numpy()
+        if answers is not None:
+            lm_head = stored.read("embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+            yes, no = (last @ lm_head[list(answers)].to(last.dtype).T).T
+            yield "yes - no", (yes - no)[None].numpy()
 
 
 def transformers_vectors(folder: str | Path, texts: Texts, dtype: str) -> NDArray[np.float64]:

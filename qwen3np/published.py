@@ -7,7 +7,7 @@ for float32 on unknown hardware, 5e-3 and more for bfloat16, and half the last d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 QUERY_PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 CARD_MODEL = "Qwen/Qwen3-Embedding-0.6B"
@@ -64,6 +64,7 @@ class LogitDifferences:
     tolerance: float
     arithmetic: str
     source: str
+    probabilities: list[float] = field(default_factory=list)  # of "yes", where these are published too
 
 
 CARD = "QwenLM/Qwen3-Embedding@f4ad0c4 README.md"
@@ -170,7 +171,7 @@ HEADS: dict[str, list[Head]] = {
     ],
 }
 
-# For the default instruction, "Given a web search query, retrieve relevant passages that answer the query".
+# With RERANKER_INSTRUCTION.
 LOGIT_DIFFERENCES: dict[str, list[LogitDifferences]] = {
     "Qwen/Qwen3-Reranker-0.6B": [
         LogitDifferences(
@@ -188,6 +189,7 @@ LOGIT_DIFFERENCES: dict[str, list[LogitDifferences]] = {
             1e-3,
             "sentence-transformers float32, CPU",
             f"{RCP_NDCG}/qwen3-reranker-0.6b/card-st-logits.yaml (notes)",
+            [0.9994982481002808, 5.068484824732877e-06],
         ),
         LogitDifferences(
             CARD_QUERIES[0],
@@ -227,6 +229,7 @@ SHAPES = {
     (2560, 9728, 36): "Qwen/Qwen3-Embedding-4B",
     (4096, 12288, 36): "Qwen/Qwen3-Embedding-8B",
 }
+RERANKER_SHAPES = {shape: name.replace("Embedding", "Reranker") for shape, name in SHAPES.items()}
 
 # Computed with the published tokenizer.json (sha256 def76fb0... of the 0.6B; 83cdf8c3... of the 4B and 8B
 # gives the same). Text, whether with QUERY_PROMPT, ids.
@@ -247,3 +250,37 @@ TOKEN_IDS: list[tuple[str, bool, list[int]]] = [
     ("hello world", False, [14990, 1879, END_OF_TEXT]),
     ("", False, [END_OF_TEXT]),
 ]
+
+# What a reranker reads; model card of Qwen3-Reranker. The body's ids are with RERANKER_INSTRUCTION.
+RERANKER_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+RERANKER_SYSTEM = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+    'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+RERANKER_ANSWER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+YES_NO = (9693, 2152)
+SYSTEM_IDS = [151644, 8948, 198, 60256, 3425, 279, 11789, 20027, 279, 8502, 3118, 389, 279, 11361, 323, 279]
+SYSTEM_IDS += [758, 1235, 3897, 13, 7036, 429, 279, 4226, 646, 1172, 387, 330, 9693, 1, 476, 330, 2152, 3263]
+SYSTEM_IDS += [151645, 198, 151644, 872, 198]
+ANSWER_IDS = [151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]
+BODY_IDS = [27, 641, 1235, 26818, 16246, 264, 3482, 2711, 3239, 11, 17179, 9760, 46769, 429, 4226, 279, 3239]
+BODY_IDS += [198, 27, 2859, 26818]  # "<", "Query", ">:"
+PAIR_IDS: list[tuple[str, str, list[int]]] = [
+    (
+        CARD_QUERIES[0],
+        CARD_DOCUMENTS[0],
+        [*BODY_IDS, 3555, 374, 279, 6722, 315, 5616, 5267, 75692, 26818, 576, 6722, 315, 5616, 374, 26549]
+        + [13],
+    ),
+    (
+        PLANET_QUERY,
+        PLANET_DOCUMENTS[0],
+        [*BODY_IDS, 15920, 11580, 374, 3881, 438, 279, 3731, 28835, 5267, 75692, 26818, 48976, 374, 3545]
+        + [2598, 9237, 594, 27397, 1576, 315, 1181, 4428, 1379, 323, 36743, 13],
+    ),
+]
+
+
+def reranker_body(query: str, document: str) -> str:
+    """With the default instruction."""
+    return f"<Instruct>: {RERANKER_INSTRUCTION}\n<Query>: {query}\n<Document>: {document}"

@@ -1,13 +1,12 @@
 """Reranker: how well a document answers a query, as the model's "yes" against its "no".
 
 The model reads the pair in a conversation (tokenizer.py has the words) and is asked for the next token. Of
-the
-logits of all 151669 tokens two matter: score = logit("yes") - logit("no"), and sigmoid(score) is the
+the logits of all 151669 tokens two matter: score = logit("yes") - logit("no"), and sigmoid(score) is the
 probability of "yes" among the two, the number of the model card. So two rows of lm_head are enough."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ class Reranker:
         self.checkpoint = Checkpoint(folder)
         self.config = self.checkpoint.config
         self.tokenizer = RerankerTokenizer(folder / "tokenizer.json", self.config.vocab_size)
-        self.instruction = self._check_instruction(instruction or INSTRUCTION)
+        self.instruction = self._check_instruction(INSTRUCTION if instruction is None else instruction)
         around = len(self.tokenizer.system) + len(self.tokenizer.answer)
         limit = self.config.max_position_embeddings
         self.max_length = max_length
@@ -87,7 +86,8 @@ class Reranker:
                 f"max_length = {max_length!r} must be between {around + 1} (the prompt alone has {around} "
                 f"tokens) and {limit} (max_position_embeddings)"
             )
-        self._yes_minus_no = self._difference(answers or self._answers_of_tokenizer())
+        self.answers = answers or self._answers_of_tokenizer()
+        self._yes_minus_no = self._difference(self.answers)
         self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads)
 
     def __repr__(self) -> str:
@@ -107,35 +107,53 @@ class Reranker:
         """(query, document) pairs -> probabilities of "yes", float32 [pairs]; one pair -> one number.
 
         Args:
-            inputs: pairs of str, or one pair.
+            inputs: any iterable of pairs of str (tuples, lists, rows of an array), or one pair.
             batch_size: pairs computed at a time, at the most; it changes memory and speed, never a score.
             show_progress_bar: None shows it when the logger "qwen3np" is at INFO or below.
-            activation_fn: what is made of the scores; None leaves them as they are, logit("yes") -
-            logit("no").
+            activation_fn: what is made of the scores, an array in and a number a score out; None leaves them
+            as they are, logit("yes") - logit("no").
             raw_scores: the same as activation_fn=None.
             instruction: for this call, in place of the model's.
 
-        A pair's score has the same bits in any call. What pairs begin with, the instruction and the query of
-        one query's documents, is computed once. An empty query or document is scored as it is. Raises
-        TypeError or ValueError for what is no pair of valid str."""
+        A pair's score has the same bits in any call. Identical pairs are computed once, and so is what pairs
+        begin with: the instruction, and the query of one query's documents. An empty query or document is
+        scored as it is. Raises TypeError or ValueError for what is no pair of valid str, and for an
+        activation_fn that does not give a number a score."""
         refuse(torch_only, "predict")
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f"batch_size must be a positive integer, found {batch_size!r}")
+        if isinstance(inputs, (str, Mapping)):
+            raise TypeError(f"inputs must be pairs of a query and a document, found {_shown(inputs)}")
         pairs: list[Any] = list(inputs)
         single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
         if single:
-            pairs = [pairs]
-        ids = self.tokenize(pairs, instruction=instruction)
-        scores = np.empty(len(ids), np.float32)
-        with progress_bar(len(ids), show_progress_bar, "pairs") as bar:
-            for rows in self._together([query for query, _ in pairs], ids):
+            pairs = [tuple(pairs)]
+        ids = [tuple(i) for i in self.tokenize(pairs, instruction=instruction)]
+        query = {i: pair[0] for i, pair in zip(ids, pairs, strict=True)}
+        # Each pair once, and longest first, as in Embedder.encode.
+        number = {i: n for n, i in enumerate(sorted(query, key=lambda i: (-len(i), i)))}
+        distinct = list(number)
+        once = np.empty(len(distinct), np.float32)
+        with progress_bar(len(distinct), show_progress_bar, "pairs") as bar:
+            for rows in _together([query[i] for i in distinct]):
                 states = self.backend.encode(
-                    [ids[i] for i in rows], self.tokenizer.system, batch_size, bar.update
+                    [distinct[n] for n in rows], self.tokenizer.system, batch_size, bar.update
                 )
-                # float64: of two large, nearly equal logits the difference is what counts.
-                scores[rows] = (states.astype(np.float64) * self._yes_minus_no).sum(axis=1)
-        result = scores if raw_scores or activation_fn is None else activation_fn(scores)
-        return result[0] if single else result
+                once[rows] = self.scores(states)
+        scores = once[[number[i] for i in ids]]
+        if not raw_scores and activation_fn is not None:
+            activated = activation_fn(scores)
+            if np.shape(activated) != (len(ids),):
+                raise ValueError(
+                    f"activation_fn must give a number a score, [{len(ids)}], found {_shown(activated)}"
+                )
+            scores = np.asarray(activated)
+        return scores[0] if single else scores
+
+    def scores(self, states: NDArray[np.float32]) -> Scores:
+        """Final states of the prompts' last tokens [pairs, hidden_size] -> logit("yes") - logit("no")."""
+        # float64: of two large, nearly equal logits the difference is what counts.
+        return (states.astype(np.float64) * self._yes_minus_no).sum(axis=1).astype(np.float32)
 
     def rank(
         self,
@@ -151,11 +169,13 @@ class Reranker:
         """
         if top_k is not None and (type(top_k) is not int or top_k < 1):
             raise ValueError(f"top_k must be a positive integer, found {top_k!r}")
-        if isinstance(documents, str):
-            raise TypeError("documents must be a list of texts, found one str")
+        if not isinstance(query, str):
+            raise TypeError(f"query is {type(query).__name__}, expected str")
+        if isinstance(documents, (str, Mapping)):
+            raise TypeError(f"documents must be a list of texts, found {_shown(documents)}")
         texts = list(documents)
         scores = self.predict([(query, text) for text in texts], **arguments)
-        order = np.argsort(-np.asarray(scores), kind="stable")[:top_k]
+        order = np.argsort(-scores.astype(np.float64), kind="stable")[:top_k]
         ranked: list[dict[str, Any]] = [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
         if return_documents:
             for entry in ranked:
@@ -166,21 +186,11 @@ class Reranker:
         """(query, document) pairs -> lists of token ids exactly as `predict` uses them."""
         checked = []
         for i, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2:
-                raise TypeError(f"input {i} is no pair of a query and a document: {str(pair)[:60]!r}")
+            if not isinstance(pair, (tuple, list, np.ndarray)) or len(pair) != 2:
+                raise TypeError(f"input {i} is no pair of a query and a document: {_shown(pair)}")
             checked.append((pair[0], pair[1]))
         instruction = self.instruction if instruction is None else self._check_instruction(instruction)
         return self.tokenizer.encode(checked, instruction, self.max_length)
-
-    def _together(self, queries: list[str], ids: list[list[int]]) -> list[list[int]]:
-        """Numbers of the pairs, longest first, in groups: the pairs of a query that has several documents
-        begin with the same tokens; all others are one group."""
-        of_query: dict[str, list[int]] = {}
-        for i in sorted(range(len(ids)), key=lambda i: -len(ids[i])):
-            of_query.setdefault(queries[i], []).append(i)
-        groups = [rows for rows in of_query.values() if len(rows) >= ENOUGH]
-        others = [i for rows in of_query.values() if len(rows) < ENOUGH for i in rows]
-        return groups + ([others] if others else [])
 
     def _difference(self, answers: tuple[int, int]) -> NDArray[np.float64]:
         """Row "yes" less row "no" of lm_head, [hidden_size]."""
@@ -205,6 +215,12 @@ class Reranker:
                 f"{self.checkpoint.folder}: there is no 1_LogitScore/config.json that names the answers' "
                 'tokens, and tokenizer.json has no "yes" and "no"'
             )
+        if self.tokenizer.added:
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: its tokenizer ends every text with a token of its own, as an "
+                "embedding model's does, and no modules.json says that it is a reranker: use "
+                "qwen3np.Embedder (qwen3np embed, qwen3np similarity)"
+            )
         return yes, no
 
     @staticmethod
@@ -212,3 +228,19 @@ class Reranker:
         if not isinstance(instruction, str):
             raise TypeError(f"instruction is {type(instruction).__name__}, expected str")
         return instruction
+
+
+def _together(queries: Sequence[str]) -> list[list[int]]:
+    """Numbers of the pairs in groups, in order: the pairs of a query that has several documents begin with
+    the same tokens; all others are one group."""
+    of_query: dict[str, list[int]] = {}
+    for i, query in enumerate(queries):
+        of_query.setdefault(query, []).append(i)
+    groups = [rows for rows in of_query.values() if len(rows) >= ENOUGH]
+    others = sorted(i for rows in of_query.values() if len(rows) < ENOUGH for i in rows)
+    return groups + ([others] if others else [])
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -27,7 +27,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-            self._added: list[int] = self._tokenizer.encode("").ids
+            self.added: list[int] = self._tokenizer.encode("").ids
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exception, and panics that are not even that
@@ -72,9 +72,9 @@ class EmbeddingTokenizer(Tokenizer):
         if end is None:
             raise CheckpointError(f"{path}: has no token {END_OF_TEXT}, which must end every text")
         self.end_of_text: int = end
-        if self._added not in ([], [end]):
+        if self.added not in ([], [end]):
             raise CheckpointError(
-                f"{path}: adds the tokens {self._added} to every text; only {END_OF_TEXT} is expected"
+                f"{path}: adds the tokens {self.added} to every text; only {END_OF_TEXT} is expected"
             )
 
     def encode(self, texts: Sequence[str], max_length: int, prompt: str = "") -> list[list[int]]:

@@ -1,5 +1,5 @@
-"""A model verified: its tokens, every stage of the forward pass, what its vectors promise, the published
-scores.
+"""A model verified: its tokens, every stage of the forward pass, what its vectors or scores promise, the
+published scores.
 
     from qwen3np import Embedder
     from qwen3np.verify import verify
@@ -16,16 +16,19 @@ import platform
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, parity, published
-from .checks import BAD, OK, Check, arithmetic, library_ids, property_checks, published_checks, token_checks
+from . import __version__, parity
+from .checks import BAD, OK, Check, Subject, arithmetic, encoder_checks
 from .embedder import Embedder
-from .synth import is_generated, massive_token_ids
+from .embedder_checks import EmbedderChecks
+from .hub import hub_id
+from .reranker import Reranker
+from .reranker_checks import RerankerChecks
+from .synth import is_generated
 from .table import table
 
 AGAINST = ("numpy", "transformers")
@@ -34,7 +37,6 @@ AGAINST = ("numpy", "transformers")
 # a generated 0.6B: the float32 kernels 0.7 to 1.5, bfloat16 activations ("medium") 2900 to 6800. Two bfloat16
 # parts ("high" where the CPU multiplies bfloat16) round 2^9 times finer than one, which makes 14.
 STAGE_TOLERANCE = {"float32": 8.0, "high": 64.0, "medium": 20000.0}
-LONG = 300  # tokens: longer than an engine block and than an attention chunk, 256 each
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Verification:
 
 
 def verify(
-    model: Embedder,
+    model: Embedder | Reranker,
     *,
     against: str = "numpy",
     published: bool | None = None,
@@ -110,11 +112,12 @@ def verify(
     if against not in AGAINST:
         raise ValueError(f"against = {against!r} is not one of {', '.join(AGAINST)}")
     versions = parity.require_transformers() if against == "transformers" else f"NumPy {np.__version__}"
-    name, note = _published_model(model, published)
-    texts, ids = _texts(model)
+    subject: Subject = RerankerChecks(model) if isinstance(model, Reranker) else EmbedderChecks(model)
+    name, note = _published_model(model, subject, published)
+    ids = subject.texts()
     kept: dict[str, NDArray[Any]] = {}
     bar = tqdm(
-        total=3 * model.config.num_hidden_layers + 3,
+        total=3 * model.config.num_hidden_layers + 3 + (subject.answers is not None),
         desc="verifying",
         unit="stage",
         leave=False,
@@ -123,47 +126,31 @@ def verify(
     with bar, np.errstate(all="ignore"):  # NaN and infinity are what the report is for, not warnings
 
         def got() -> Iterator[parity.Stage]:
-            for stage, x in model.backend.stages(ids):
-                kept["pooled"] = x
+            for stage, x in subject.stages(ids):
+                if stage == "pooled":
+                    kept[stage] = x
                 yield stage, x
                 bar.update()
 
-        truth, float32 = _sources_of_stages(model, against, ids)
+        truth, float32 = _sources_of_stages(model, against, ids, subject.answers)
         stages = parity.compare(truth, got(), STAGE_TOLERANCE[arithmetic(model.backend)], float32)
         bar.set_description("properties")
-        properties = list(property_checks(model, texts, ids, kept["pooled"]))
+        properties = [*encoder_checks(model.backend, ids, kept["pooled"]), *subject.property_checks(ids)]
     return Verification(
         about=_about(model, against, versions, ids),
-        tokens=list(token_checks(model, bool(name) and not note)),
+        tokens=list(subject.token_checks(bool(name) and not note)),
         stages=stages,
         properties=properties,
-        published=list(published_checks(model, name, compared=not note)) if name else [],
+        published=list(subject.published_checks(name, compared=not note)) if name else [],
         note=note,
     )
 
 
-def hub_id(folder: Path) -> str:
-    """Of a snapshot in a Hub cache, .../models--Qwen--Qwen3-Embedding-0.6B/snapshots/<revision>; else ""."""
-    parts = folder.absolute().parts
-    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
-        return parts[-3].removeprefix("models--").replace("--", "/")
-    return ""
-
-
-def refuse_reranker(folder: Path) -> None:
-    """Raises ValueError, saying what is missing, for the folder of a reranker."""
-    if hub_id(folder) in published.LOGIT_DIFFERENCES or (folder / "1_LogitScore").is_dir():
-        raise ValueError(
-            f"{folder}: is a reranker, and verify compares embedding models so far: neither the stages nor "
-            "the published yes - no scores of a reranker can be verified yet"
-        )
-
-
-def _published_model(model: Embedder, claimed: bool | None) -> tuple[str, str]:
+def _published_model(model: Embedder | Reranker, subject: Subject, claimed: bool | None) -> tuple[str, str]:
     """The published model whose values apply, or ""; and why they are not compared, or ""."""
     c, folder = model.config, model.checkpoint.folder
-    shape = published.SHAPES.get((c.hidden_size, c.intermediate_size, c.num_hidden_layers), "")
-    name = hub_id(folder) if hub_id(folder) in published.SIMILARITIES else shape
+    shape = subject.shapes.get((c.hidden_size, c.intermediate_size, c.num_hidden_layers), "")
+    name = hub_id(folder) if hub_id(folder) in subject.values else shape
     if claimed and not name:
         raise ValueError(
             f"{folder}: no values are published for a model of this shape (hidden_size {c.hidden_size}, "
@@ -182,32 +169,23 @@ def _published_model(model: Embedder, claimed: bool | None) -> tuple[str, str]:
     return name, f"If the weights are those of {name}, published=True (--published) compares the scores."
 
 
-def _texts(model: Embedder) -> tuple[list[str], list[list[int]]]:
-    """The card's texts with their prompts; and what the stages compute: the ids of these, of an empty text,
-    of a long one, and of rare tokens (in generated weights they have massive activations)."""
-    texts = [*(published.QUERY_PROMPT + t for t in published.CARD_QUERIES), *published.CARD_DOCUMENTS]
-    *ids, long = library_ids(model, [*texts, " ".join(published.CARD_DOCUMENTS * 10)])
-    rare = massive_token_ids(model.config, seed=0)[:15].tolist()
-    return texts, [[*i, model.tokenizer.end_of_text] for i in [*ids, [], long[: LONG - 1], rare]]
-
-
 def _sources_of_stages(
-    model: Embedder, against: str, ids: parity.Texts
+    model: Embedder | Reranker, against: str, ids: parity.Texts, answers: parity.Answers
 ) -> tuple[Iterator[parity.Stage], Iterator[parity.Stage]]:
     """The truth, and plain float32."""
     checkpoint = model.checkpoint
     if against == "transformers":
         return (
-            parity.transformers_stages(ids, checkpoint, "float64"),
-            parity.transformers_stages(ids, checkpoint, "float32"),
+            parity.transformers_stages(ids, checkpoint, "float64", answers),
+            parity.transformers_stages(ids, checkpoint, "float32", answers),
         )
     return (
-        parity.reference_stages(ids, checkpoint.weights(np.float64)),
-        parity.reference_stages(ids, checkpoint.weights(np.float32)),
+        parity.reference_stages(ids, checkpoint.weights(np.float64), answers=answers),
+        parity.reference_stages(ids, checkpoint.weights(np.float32), answers=answers),
     )
 
 
-def _about(model: Embedder, against: str, versions: str, ids: list[list[int]]) -> dict[str, str]:
+def _about(model: Embedder | Reranker, against: str, versions: str, ids: list[list[int]]) -> dict[str, str]:
     c = model.config
     generated = ", generated weights" if is_generated(model.checkpoint) else ""
     return {

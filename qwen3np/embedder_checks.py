@@ -1,0 +1,117 @@
+"""What a verification compares of an embedding model beyond the encoder: its tokens, what its vectors
+promise, the published cosines and channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import parity, published, reference
+from .checks import (
+    BAD,
+    LONG,
+    OK,
+    Check,
+    arithmetic,
+    close,
+    count,
+    library_ids,
+    rare_tokens,
+    same_bits,
+    token_ids,
+    value,
+)
+from .embedder import Embedder
+from .tokenizer import END_OF_TEXT
+
+# What the arithmetic may add to a published value's own tolerance: a cosine or a channel of a unit vector.
+ALLOWANCE = {"float32": 0.0, "high": 2e-5, "medium": 5e-3}
+UNIT = 1e-6  # a float32 norm of 1024 to 4096 channels rounds to some 2^-23
+
+
+class EmbedderChecks:
+    """See checks.Subject."""
+
+    answers: parity.Answers = None
+
+    def __init__(self, model: Embedder) -> None:
+        self.model = model
+        self.values, self.shapes = published.SIMILARITIES, published.SHAPES
+        queries = [published.QUERY_PROMPT + text for text in published.CARD_QUERIES]
+        self._card = [*queries, *published.CARD_DOCUMENTS]
+
+    def texts(self) -> list[list[int]]:
+        checkpoint = self.model.checkpoint
+        *ids, long = library_ids(checkpoint, [*self._card, " ".join(published.CARD_DOCUMENTS * 10)])
+        everything = [*ids, [], long[: LONG - 1], rare_tokens(checkpoint)]
+        return [[*i, self.model.tokenizer.end_of_text] for i in everything]
+
+    def stages(self, ids: parity.Texts) -> Iterable[parity.Stage]:
+        return self.model.backend.stages(ids)
+
+    def token_checks(self, is_published: bool) -> Iterator[Check]:
+        model = self.model
+        prompt = model.prompts.get("query", "")
+        expected = published.QUERY_PROMPT
+        verdict = OK if prompt == expected else BAD
+        if not is_published and "".join(prompt.split()) != "".join(expected.split()):
+            verdict = "the model has another" if prompt else "the model has none"
+        want, found = ("..." + repr(text[-6:]) for text in (expected, prompt))
+        yield Check("query prompt", want, found, None, None, verdict)
+
+        # The colon of "Query:" is one token with the "M" of "Mizzen", and with a newline in any vocabulary
+        # here.
+        texts = [*published.CARD_QUERIES, *published.CARD_DOCUMENTS, "", "Mizzen", "\nnew line", "中国 😀"]
+        end = model.tokenizer.end_of_text
+        ids = model.tokenize(texts, prompt=expected)
+        missing = sum(i[-1:] != [end] or end in i[:-1] for i in ids)
+        yield count(f"{END_OF_TEXT} once, at the end", missing, len(texts))
+        one_string = library_ids(model.checkpoint, [expected + text for text in texts])
+        differ = sum(i != [*j, end] for i, j in zip(ids, one_string, strict=True))
+        yield count("prompt and text as one string", differ, len(texts))
+
+        ours = prompt if verdict in (OK, BAD) else expected  # another prompt is no error of the tokenizer
+        for text, is_query, expected_ids in published.TOKEN_IDS:
+            [tokens] = model.tokenize([text], prompt=ours if is_query else "")
+            name = f"ids of {'query' if is_query else 'document'} {text[:10]!r}"
+            yield token_ids(name, tokens, expected_ids, end != published.END_OF_TEXT)
+
+    def property_checks(self, ids: list[list[int]]) -> Iterator[Check]:
+        model, texts, hidden = self.model, self._card, self.model.config.hidden_size
+        batch = model.backend.encode(ids[: len(texts)])
+        vectors = model.encode(texts, prompt="", truncate_dim=hidden)
+        yield same_bits("from text as from its ids", vectors, reference.normalize(batch))
+        for dim in sorted({min(32, hidden), hidden // 2, hidden}):
+            cut = model.encode(texts, prompt="", truncate_dim=dim).astype(np.float64)
+            off = float(np.abs(np.linalg.norm(cut, axis=1) - 1).max())
+            yield close(f"{dim} channels: unit length", off, UNIT)
+            exact = batch[:, :dim].astype(np.float64)
+            exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+            yield close(f"{dim} channels: cut, then normalised", float(np.abs(cut - exact).max()), UNIT)
+
+    def published_checks(self, name: str, compared: bool) -> Iterator[Check]:
+        """A row for each cosine and, for each vector's head, the channel that is furthest off."""
+        model, hidden = self.model, self.model.config.hidden_size
+        extra = ALLOWANCE[arithmetic(model.backend)]
+        for s in published.SIMILARITIES[name]:
+            scores: NDArray[np.float32] = np.full(np.shape(s.scores), np.nan, np.float32)
+            if compared:
+                queries = model.encode_query(s.queries, truncate_dim=hidden)
+                scores = model.similarity(queries, model.encode_document(s.documents, truncate_dim=hidden))
+            for (q, d), expected in np.ndenumerate(s.scores):
+                source = f"{s.arithmetic}: {s.source}"
+                label = f"{s.queries[q][:10]!r} x {s.documents[d][:10]!r}"
+                yield value(label, expected, float(scores[q, d]), s.tolerance + extra, compared, source)
+        for head in published.HEADS.get(name, []):
+            values, channel = np.array(head.values), 0
+            got: NDArray[np.float32] = np.full(len(values), np.nan, np.float32)
+            if compared:
+                encode = model.encode_query if head.query else model.encode_document
+                got = encode(head.text, truncate_dim=hidden)[: len(values)]
+                channel = int(np.abs(got - values).argmax())
+            label = f"{'query' if head.query else 'document'} {head.text[:11]!r} [{channel}]"
+            source = f"{head.arithmetic}, worst of {len(values)} channels: {head.source}"
+            tolerance = head.tolerance + extra
+            yield value(label, head.values[channel], float(got[channel]), tolerance, compared, source)
