@@ -3,9 +3,9 @@
 A stage is a named array: "embed_tokens", then for each layer i "layers.i.self_attn" and "layers.i.mlp" (what
 the two add to the residual stream) and "layers.i" (the stream after the layer), then "norm": each
 [tokens, hidden_size], the texts one behind the other; "pooled", the unit vectors [texts, hidden_size]; and of
-a reranker "yes - no", the scores [1, texts]: one row, so that a difference counts in the largest score. The
-names are transformers' module names. A source yields its stages one at a time, so that two full-size
-models can be compared with one layer of each in memory.
+a reranker "scores", [1, 3 * texts]: the logits of "yes", those of "no", and "yes" - "no", in one row, so that
+an error counts in the largest logit. The names are transformers' module names. A source yields its stages one
+at a time, so that two full-size models can be compared with one layer of each in memory.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def reference_stages(
     if answers is not None:
         lm_head = weights.embed_tokens if c.tie_word_embeddings else weights.rows("lm_head.weight")
         yes_N, no_N = (last_ND @ lm_head[list(answers)].T).T
-        yield "yes - no", (yes_N - no_N)[None]
+        yield "scores", np.concatenate([yes_N, no_N, yes_N - no_N])[None]
 
 
 def require_transformers() -> str:
@@ -145,7 +145,7 @@ def transformers_stages(
         if answers is not None:
             lm_head = stored.read("embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
             yes, no = (last @ lm_head[list(answers)].to(last.dtype).T).T
-            yield "yes - no", (yes - no)[None].numpy()
+            yield "scores", torch.cat([yes, no, yes - no])[None].numpy()
 
 
 def transformers_vectors(folder: str | Path, texts: Texts, dtype: str) -> NDArray[np.float64]:

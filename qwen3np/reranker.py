@@ -87,7 +87,7 @@ class Reranker:
                 f"tokens) and {limit} (max_position_embeddings)"
             )
         self.answers = answers or self._answers_of_tokenizer()
-        self._yes_minus_no = self._difference(self.answers)
+        self._answer_rows = self._rows(self.answers)
         self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads)
 
     def __repr__(self) -> str:
@@ -132,14 +132,14 @@ class Reranker:
         query = {i: pair[0] for i, pair in zip(ids, pairs, strict=True)}
         # Each pair once, and longest first, as in Embedder.encode.
         number = {i: n for n, i in enumerate(sorted(query, key=lambda i: (-len(i), i)))}
-        distinct = list(number)
+        distinct = [list(i) for i in number]
         once = np.empty(len(distinct), np.float32)
         with progress_bar(len(distinct), show_progress_bar, "pairs") as bar:
-            for rows in _together([query[i] for i in distinct]):
+            for rows in _together([query[i] for i in number]):
                 states = self.backend.encode(
                     [distinct[n] for n in rows], self.tokenizer.system, batch_size, bar.update
                 )
-                once[rows] = self.scores(states)
+                once[rows] = self.scores(self.logits(states))
         scores = once[[number[i] for i in ids]]
         if not raw_scores and activation_fn is not None:
             activated = activation_fn(scores)
@@ -150,10 +150,15 @@ class Reranker:
             scores = np.asarray(activated)
         return scores[0] if single else scores
 
-    def scores(self, states: NDArray[np.float32]) -> Scores:
-        """Final states of the prompts' last tokens [pairs, hidden_size] -> logit("yes") - logit("no")."""
-        # float64: of two large, nearly equal logits the difference is what counts.
-        return (states.astype(np.float64) * self._yes_minus_no).sum(axis=1).astype(np.float32)
+    def logits(self, states: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Final states of the prompts' last tokens [pairs, hidden_size] -> logits of "yes" and "no"
+        [pairs, 2], in float64: of two large, nearly equal ones the difference is what counts."""
+        wide = states.astype(np.float64)
+        return np.stack([(wide * row).sum(axis=1) for row in self._answer_rows], axis=1)
+
+    def scores(self, logits: NDArray[np.float64]) -> Scores:
+        """Logits of "yes" and "no" [pairs, 2] -> "yes" - "no" [pairs]."""
+        return (logits[:, 0] - logits[:, 1]).astype(np.float32)
 
     def rank(
         self,
@@ -192,8 +197,8 @@ class Reranker:
         instruction = self.instruction if instruction is None else self._check_instruction(instruction)
         return self.tokenizer.encode(checked, instruction, self.max_length)
 
-    def _difference(self, answers: tuple[int, int]) -> NDArray[np.float64]:
-        """Row "yes" less row "no" of lm_head, [hidden_size]."""
+    def _rows(self, answers: tuple[int, int]) -> NDArray[np.float64]:
+        """Rows "yes" and "no" of lm_head, [2, hidden_size]."""
         name = "embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
         if name not in self.checkpoint.tensors:
             raise CheckpointError(
@@ -205,8 +210,7 @@ class Reranker:
                 f"{self.checkpoint.folder}: the answers' token ids are {answers[0]} and {answers[1]}, but "
                 f"vocab_size is {self.config.vocab_size}; the files are of two models"
             )
-        yes, no = self.checkpoint.weights(np.float64).rows(name)[list(answers)]
-        return yes - no
+        return self.checkpoint.weights(np.float64).rows(name)[list(answers)]
 
     def _answers_of_tokenizer(self) -> tuple[int, int]:
         yes, no = self.tokenizer.token_id("yes"), self.tokenizer.token_id("no")

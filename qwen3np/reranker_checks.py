@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import parity, published
 from .backends import Backend
@@ -50,9 +51,10 @@ class RerankerChecks:
         return [*(system + body + answer for body in bodies), rare_tokens(checkpoint) + answer]
 
     def stages(self, ids: parity.Texts) -> Iterator[parity.Stage]:
-        backend = self.model.backend
-        yield from backend.stages(ids)
-        yield "yes - no", self.model.scores(backend.encode(ids))[None]
+        model = self.model
+        yield from model.backend.stages(ids)
+        logits = model.logits(model.backend.encode(ids))
+        yield "scores", np.concatenate([*logits.T, model.scores(logits)])[None]
 
     def token_checks(self, is_published: bool) -> Iterator[Check]:
         model, instruction = self.model, published.RERANKER_INSTRUCTION
@@ -88,13 +90,13 @@ class RerankerChecks:
         model, instruction = self.model, published.RERANKER_INSTRUCTION
         states = model.backend.encode(ids[: len(self._pairs)])
         raw = model.predict(self._pairs, instruction=instruction, raw_scores=True)
-        yield same_bits("from text as from its ids", raw[:, None], model.scores(states)[:, None])
+        yield same_bits("from text as from its ids", raw[:, None], self._scores(states)[:, None])
         query, documents = published.PLANET_QUERY, published.PLANET_DOCUMENTS + published.CARD_DOCUMENTS
         pairs = [(query, document) for document in documents]
         alone = _without_kept(model.backend)
         apart = np.concatenate([alone.encode([i]) for i in model.tokenize(pairs)])
         together = model.predict(pairs, raw_scores=True)
-        yield same_bits("a query's tokens shared or not", together[:, None], model.scores(apart)[:, None])
+        yield same_bits("a query's tokens shared or not", together[:, None], self._scores(apart)[:, None])
         other_order = model.predict(pairs[::-1], batch_size=2, raw_scores=True)[::-1]
         yield same_bits("its documents in another order", other_order[:, None], together[:, None])
         exact = 1 / (1 + np.exp(-np.append(raw, together).astype(np.float64)))
@@ -120,6 +122,9 @@ class RerankerChecks:
             for label, p, got in zip(labels, s.probabilities, probabilities, strict=False):
                 slope = p * (1 - p)
                 yield value(f"{label}, p", p, float(got), slope * tolerance + SIGMOID * p, compared, source)
+
+    def _scores(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.model.scores(self.model.logits(states))
 
     def _library_ids(self, pairs: list[tuple[str, str]]) -> list[list[int]]:
         """Of the system's part, the answer's, and each pair's body."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from qwen3np.kernels import isa
 
 from qwen3np.numba_backend import PRECISIONS
-from qwen3np.synth import synthesize
+from qwen3np.synth import LIKE, synthesize
 
 
 def usable(path: str, precision: str) -> bool:
@@ -43,6 +44,21 @@ def tiny(tmp_path_factory) -> Path:
 def tiny_copy(tiny, tmp_path) -> Path:
     """The same, for this test alone."""
     return Path(shutil.copytree(tiny, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker(tmp_path_factory) -> Path:
+    """The folder of a tiny generated reranker with tied embeddings. Shared: not to be changed."""
+    return synthesize(tmp_path_factory.mktemp("models") / "reranker", "reranker-tiny")
+
+
+@pytest.fixture(scope="session")
+def untied_reranker(tmp_path_factory) -> Path:
+    """The same with an lm_head of its own, as the 8B has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        untied = dataclasses.replace(LIKE["reranker-tiny"], tie_word_embeddings=False)
+        patch.setitem(LIKE, "reranker-tiny", untied)
+        return synthesize(tmp_path_factory.mktemp("models") / "untied", "reranker-tiny")
 
 
 @pytest.fixture(scope="session")

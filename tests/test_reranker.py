@@ -26,15 +26,8 @@ DOCUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return synthesize(tmp_path_factory.mktemp("reranker") / "tied", "reranker-tiny")
-
-
-@pytest.fixture(scope="module")
-def untied(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(LIKE, "reranker-tiny", replace(LIKE["reranker-tiny"], tie_word_embeddings=False))
-        return synthesize(tmp_path_factory.mktemp("reranker") / "untied", "reranker-tiny")
+def folder(tiny_reranker):
+    return tiny_reranker
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +50,7 @@ def exact(folder, pairs):
 
 
 @pytest.mark.parametrize("precision, tolerance", [("highest", 1e-6), ("high", 2e-5)])
-@pytest.mark.parametrize("kind", ["folder", "untied"])
+@pytest.mark.parametrize("kind", ["tiny_reranker", "untied_reranker"])
 def test_scores_are_the_logits_difference(request, kind, precision, tolerance):
     folder = request.getfixturevalue(kind)
     pairs = [(QUERY, d) for d in DOCUMENTS] + [("", DOCUMENTS[0])]
@@ -173,8 +166,8 @@ def test_the_wrong_class_names_the_right_one(tiny, folder):
         Embedder(folder)
 
 
-def test_damaged_models_are_refused(untied, folder, tmp_path):
-    copy = shutil.copytree(untied, tmp_path / "copy")
+def test_damaged_models_are_refused(untied_reranker, folder, tmp_path):
+    copy = shutil.copytree(untied_reranker, tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
     shutil.copyfile(folder / "model.safetensors", copy / "model.safetensors")
     (copy / "config.json").write_text(json.dumps(config))
@@ -195,19 +188,103 @@ def test_damaged_models_are_refused(untied, folder, tmp_path):
         Reranker(copy)
 
 
+def test_an_embedding_model_without_modules_json_is_refused(assets, tmp_path, monkeypatch):
+    """By its tokenizer, which ends every text; a reranker without the file has the tokenizer's answers."""
+    monkeypatch.setitem(LIKE, "tiny", replace(LIKE["tiny"], vocab_size=151669))
+    tokenizers = assets / "tokenizers"
+    folder = synthesize(tmp_path / "m", tokenizer=tokenizers / "qwen3_embedding_0.6b.tokenizer.json")
+    (folder / "modules.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no modules\.json says that it is a reranker: use qwen3np\.Emb"):
+        Reranker(folder)
+    shutil.copy(tokenizers / "qwen3_base.tokenizer.json", folder / "tokenizer.json")
+    assert Reranker(folder).answers == (9693, 2152)
+
+
+def test_pairs_may_come_in_any_form(model):
+    """Lists, rows of an array, a generator, str subclasses; documents too."""
+
+    class Text(str):
+        pass
+
+    pairs = [(QUERY, d) for d in DOCUMENTS]
+    expected = model.predict(pairs)
+    for inputs in (
+        [list(pair) for pair in pairs],
+        np.array([(q, d.replace("\x00", "")) for q, d in pairs])[:4],  # an array's str end at a NUL
+        (pair for pair in pairs),
+        [(Text(q), Text(d)) for q, d in pairs],
+        tuple(pairs),
+    ):
+        scores = model.predict(inputs)
+        np.testing.assert_array_equal(scores, expected[: len(scores)])
+    for one in ([QUERY, DOCUMENTS[0]], np.array([QUERY, DOCUMENTS[0]])):
+        assert model.predict(one) == expected[0] and np.ndim(model.predict(one)) == 0
+    assert model.predict(pairs[:2]).shape == (2,)
+    ranked = model.rank(Text(QUERY), DOCUMENTS)
+    assert model.rank(QUERY, (d for d in DOCUMENTS)) == ranked
+    assert model.rank(QUERY, np.array(DOCUMENTS[:3])) == model.rank(QUERY, DOCUMENTS[:3])
+
+
+def test_identical_pairs_are_computed_once(model, monkeypatch):
+    encode, computed = model.backend.encode, []
+    monkeypatch.setattr(
+        model.backend, "encode", lambda texts, *args: computed.extend(texts) or encode(texts, *args)
+    )
+    documents = ["a", "b", "a", "a", "b", ""]
+    scores = model.predict([("q", d) for d in documents])
+    assert len(computed) == 3
+    assert scores[0] == scores[2] == scores[3] and scores[1] == scores[4] and scores[0] != scores[1]
+    order = [r["corpus_id"] for r in model.rank("q", documents)]
+    assert order.index(0) < order.index(2) < order.index(3)
+
+
+def test_empty_texts_and_an_empty_instruction_are_scored_as_they_are(model, folder):
+    for query, document in (("", ""), ("", "d"), ("q", "")):
+        [ids] = model.tokenize([(query, document)])
+        end = f"\n<Query>: {query}\n<Document>: {document}{RerankerTokenizer.ANSWER}"
+        assert model.tokenizer.decode(ids).endswith(end)
+        assert 0 <= model.predict((query, document)) <= 1
+    [ids] = Reranker(folder, instruction="").tokenize([("q", "d")])
+    assert model.tokenize([("q", "d")], instruction="") == [ids]
+    assert "<Instruct>: \n<Query>" in model.tokenizer.decode(ids)
+
+
+def test_an_activation_gives_a_number_a_score(model):
+    """Anything that holds one: a list, integers that could not be negated."""
+    pairs = [("q", d) for d in "abc"]
+    raw = model.predict(pairs, raw_scores=True)
+    np.testing.assert_array_equal(model.predict(pairs, activation_fn=lambda x: x.tolist()), raw)
+    ranked = model.rank("q", ["a", "b", "c"], activation_fn=lambda x: np.uint8(x.argsort().argsort()))
+    assert [r["corpus_id"] for r in ranked] == np.argsort(-raw).tolist() and ranked[0]["score"] == 2.0
+    for wrong in (lambda x: 0.5, lambda x: None, lambda x: np.stack([x, x]), lambda x: x[:2]):
+        with pytest.raises(ValueError, match=r"activation_fn must give a number a score, \[3\], found"):
+            model.predict(pairs, activation_fn=wrong)
+    with pytest.raises(ValueError, match="activation_fn"):
+        model.predict(("q", "a"), activation_fn=lambda x: 0.5)
+
+
 def test_bad_arguments_are_refused(model, folder):
     for inputs, message in (
         (["abc"], "input 0 is no pair"),
         ([("a", "b", "c")], "input 0 is no pair"),
         ([("a", 3)], "the document of pair 0 is int"),
         ([("a", "b"), (None, "b")], "the query of pair 1 is NoneType"),
+        ("ab", "inputs must be pairs of a query and a document, found str 'ab'"),
+        ({"a": "b"}, "inputs must be pairs of a query and a document, found dict"),
+        ([{"query": "a", "document": "b"}], "input 0 is no pair of a query and a document: dict"),
+        ([5], "input 0 is no pair of a query and a document: int 5"),
+        ([("a", "b"), {"a", "c"}], "input 1 is no pair of a query and a document: set"),
+        ([(x for x in "ab")], "input 0 is no pair of a query and a document: generator"),
     ):
         with pytest.raises(TypeError, match=message):
             model.predict(inputs)
     with pytest.raises(ValueError, match="the document of pair 0 is not valid Unicode"):
         model.predict([("a", "\ud800")])
-    with pytest.raises(TypeError, match="found one str"):
+    with pytest.raises(TypeError, match="documents must be a list of texts, found str 'b'"):
         model.rank("a", "b")
+    for documents in (["a"], []):
+        with pytest.raises(TypeError, match="query is NoneType, expected str"):
+            model.rank(None, documents)
     with pytest.raises(ValueError, match="top_k"):
         model.rank("a", ["b"], top_k=0)
     with pytest.raises(ValueError, match="batch_size"):

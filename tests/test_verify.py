@@ -365,7 +365,6 @@ def test_a_nan_is_null_in_json(run, tiny, tmp_path, monkeypatch):
     [
         (["./missing"], "no such folder"),
         (["."], "holds no config.json"),
-        (["RERANKER"], "neither the stages nor the published yes - no scores of a reranker"),
         (["TINY", "--json", "missing/v.json"], "--json missing/v.json: cannot be written"),
         (["TINY", "--json", "."], "--json .: is a folder"),
         (["TINY", "--published"], "no values are published for a model of this shape (hidden_size 96"),
@@ -375,12 +374,10 @@ def test_a_nan_is_null_in_json(run, tiny, tmp_path, monkeypatch):
 )
 def test_what_cannot_run_is_one_line_and_exit_code_2(run, tiny, tmp_path, monkeypatch, args, reason):
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
-    monkeypatch.setitem(synth.LIKE, "reranker-tiny", synth.LIKE["tiny"])
-    reranker = synth.synthesize(tmp_path / "reranker", "reranker-tiny") if "RERANKER" in args else None
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(*[{"TINY": tiny, "RERANKER": reranker}.get(arg, arg) for arg in args])
+    code, out, err = run(*[tiny if arg == "TINY" else arg for arg in args])
     assert (code, out) == (2, "") and err.count("\n") == 1 and reason in err
-    assert [p for p in tmp_path.iterdir() if p != reranker] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_older_json_file_survives_a_run_that_fails(run, tiny, tmp_path, monkeypatch):

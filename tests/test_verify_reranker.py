@@ -1,0 +1,253 @@
+"""`qwen3np verify` of rerankers: it holds, finds planted errors at their row, and never claims the published
+scores without the published weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3np import CheckpointError, Reranker, published, synth, verify
+from qwen3np.cli import main
+from qwen3np.modules import is_reranker
+from qwen3np.numba_backend import NumbaBackend
+from qwen3np.reranker import sigmoid
+from qwen3np.tokenizer import RerankerTokenizer
+
+SYSTEM, BODY, ANSWER = RerankerTokenizer.SYSTEM, RerankerTokenizer.BODY, RerankerTokenizer.ANSWER
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs `qwen3np verify` in this process: (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = main(["verify", *map(str, args)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def bad_rows(report: str) -> list[str]:
+    """The names of the report's rows that fell short, from the top."""
+    return [line.split("  ")[0] for line in report.splitlines() if line.endswith("  BAD")]
+
+
+# ---- it holds
+
+
+@pytest.mark.parametrize("folder", ["tiny_reranker", "untied_reranker"])
+def test_it_holds_on_every_path(run, request, folder, kernel):
+    path, precision = kernel
+    code, out, err = run(request.getfixturevalue(folder), "--precision", precision)
+    assert (code, err, bad_rows(out)) == (0, "", []), out
+    assert f"numba, {path}, matmul_precision {precision}" in out
+    assert "no published value among them" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("folder", ["tiny_reranker", "untied_reranker"])
+def test_it_holds_for_the_reading_copy(run, request, folder):
+    code, out, _ = run(request.getfixturevalue(folder), "--backend", "numpy")
+    assert code == 0 and "numpy, the reading copy" in out, out
+
+
+def test_the_score_is_the_last_stage(tiny_reranker):
+    model = Reranker(tiny_reranker)
+    result = verify.verify(model)
+    assert [row.stage for row in result.stages[-3:]] == ["norm", "pooled", "scores"]
+    assert 0 < result.stages[-1].relative <= result.stages[-1].tolerance < 1e-5
+    assert result.stages[-1].max_abs < 1e-3
+
+
+@pytest.fixture(scope="module")
+def whole_vocabulary(assets, tmp_path_factory) -> Path:
+    """A narrow reranker with the published tokenizer."""
+    with pytest.MonkeyPatch.context() as patch:
+        wide = dataclasses.replace(synth.LIKE["reranker-tiny"], vocab_size=151669)
+        patch.setitem(synth.LIKE, "reranker-tiny", wide)
+        tokenizer = assets / "tokenizers" / "qwen3_base.tokenizer.json"
+        return synth.synthesize(
+            tmp_path_factory.mktemp("models") / "m", "reranker-tiny", tokenizer=tokenizer
+        )
+
+
+def test_the_published_token_ids_are_compared_under_the_published_tokenizer(whole_vocabulary):
+    model = Reranker(whole_vocabulary, backend="numpy")
+    result = verify.verify(model)
+    assert [(c.name, c.verdict) for c in result.tokens if c.verdict != "ok"] == []
+    assert len(result.tokens) == 9
+    model.answers = model.answers[::-1]
+    assert verify.verify(model).bad[0] == "answers"
+    model.answers = published.YES_NO
+    model.tokenizer.answer = model.tokenizer.answer[:-1]
+    assert verify.verify(model).bad == [
+        "answer's part of the prompt",
+        "body as one string",
+        "ids of the answer's part",
+        "ids of 'What is th' x 'The capita'",
+        "ids of 'Which plan' x 'Venus is o'",
+        "from text as from its ids",
+    ]
+
+
+def test_the_published_token_ids_are_the_collected_ones(assets):
+    collected = json.loads((assets / "golden" / "token_ids_computed.json").read_text())
+    assert collected["reranker_prefix"] == {"text": published.RERANKER_SYSTEM, "ids": published.SYSTEM_IDS}
+    assert collected["reranker_suffix"] == {"text": published.RERANKER_ANSWER, "ids": published.ANSWER_IDS}
+    names = ("rr_card_pos", "rr_red_planet_0")
+    for (query, document, ids), name in zip(published.PAIR_IDS, names, strict=True):
+        body = published.reranker_body(query, document)
+        assert collected[name]["text"] == published.RERANKER_SYSTEM + body + published.RERANKER_ANSWER
+        assert collected[name]["ids"] == published.SYSTEM_IDS + ids + published.ANSWER_IDS
+
+
+# ---- planted errors
+
+
+@pytest.mark.parametrize(
+    "part, wrong, row",
+    [
+        ("ANSWER", ANSWER.removesuffix("\n"), "answer's part of the prompt"),
+        ("ANSWER", ANSWER.replace("<think>\n\n</think>\n\n", ""), "answer's part of the prompt"),
+        ("BODY", BODY.replace("<Query>:", "<Query>: "), "instruction, query, document"),
+        ("BODY", BODY.replace("<Query>: ", "<Query>:"), "instruction, query, document"),
+        ("BODY", BODY.replace("{query}\n", "{query}"), "instruction, query, document"),
+        ("BODY", BODY + "\n", "body as one string"),
+        ("SYSTEM", SYSTEM.replace("judge", "Judge").replace("Judge", "judge"), "system's part of the prompt"),
+        ("SYSTEM", SYSTEM.removesuffix("\n"), "system's part of the prompt"),
+    ],
+)
+def test_an_error_in_the_prompt_is_found(run, tiny_reranker, monkeypatch, part, wrong, row):
+    assert wrong != getattr(RerankerTokenizer, part)
+    monkeypatch.setattr(RerankerTokenizer, part, wrong)
+    code, out, _ = run(tiny_reranker)
+    assert code == 1 and bad_rows(out)[0] == row, out
+    assert bad_rows(out)[-1] == "from text as from its ids"
+
+
+def test_a_body_tokenised_in_parts_is_found(run, tiny_reranker, monkeypatch):
+    ids = RerankerTokenizer.ids
+
+    def in_parts(self, texts):
+        return [[i for part in ids(self, re.split("(?<=: )", text)) for i in part] for text in texts]
+
+    monkeypatch.setattr(RerankerTokenizer, "ids", in_parts)
+    code, out, _ = run(tiny_reranker)
+    assert code == 1 and bad_rows(out) == ["body as one string", "from text as from its ids"]
+
+
+def test_swapped_yes_and_no_are_found(run, tiny_reranker, monkeypatch):
+    rows, scores = Reranker._rows, Reranker.scores
+    for name, wrong in (
+        ("_rows", lambda self, answers: rows(self, answers[::-1])),
+        ("scores", lambda self, logits: -scores(self, logits)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Reranker, name, wrong)
+            code, out, _ = run(tiny_reranker)
+        assert code == 1 and bad_rows(out) == ["scores"], out
+
+
+def test_rows_of_the_wrong_matrix_are_found(run, untied_reranker, monkeypatch):
+    rows = Reranker._rows
+
+    def of_embed_tokens(self, answers):
+        untied = self.config
+        self.config = dataclasses.replace(untied, tie_word_embeddings=True)
+        found, self.config = rows(self, answers), untied
+        return found
+
+    monkeypatch.setattr(Reranker, "_rows", of_embed_tokens)
+    code, out, _ = run(untied_reranker)
+    assert code == 1 and bad_rows(out) == ["scores"], out
+
+
+def test_scores_that_depend_on_what_is_shared_are_found(run, tiny_reranker, monkeypatch):
+    run_step = NumbaBackend._run
+
+    def drifting(self, texts, known, saved):
+        system = 75  # tokens, with the small tokenizer
+        return run_step(self, texts, known, saved) * np.float32(1.001 if len(known) > system else 1)
+
+    monkeypatch.setattr(NumbaBackend, "_run", drifting)
+    code, out, _ = run(tiny_reranker)
+    assert code == 1 and "a query's tokens shared or not" in bad_rows(out), out
+
+
+def test_another_probability_is_found(run, tiny_reranker, monkeypatch):
+    wrong = (None, None, lambda x: sigmoid(x * np.float32(1.01)))
+    monkeypatch.setattr(Reranker.predict, "__defaults__", wrong)
+    code, out, _ = run(tiny_reranker)
+    assert code == 1 and bad_rows(out) == ["probability = sigmoid(yes - no)"], out
+
+
+# ---- published scores
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch) -> Path:
+    """A tiny reranker that is not recognised as generated, with its own scores as the published ones."""
+    with monkeypatch.context() as patch:
+        patch.setattr(synth, "MASSIVE_GAMMA", 0.06)
+        folder = tmp_path / "models--Some--Reranker" / "snapshots" / "0a1b"
+        synth.synthesize(folder, "reranker-tiny")
+    publish(folder, monkeypatch)
+    return folder
+
+
+def publish(folder: Path, monkeypatch, error: float = 0.0) -> None:
+    card = published.LOGIT_DIFFERENCES["Qwen/Qwen3-Reranker-0.6B"][1]
+    model = Reranker(folder, backend="numpy")
+    raw = model.predict([(card.query, d) for d in card.documents], raw_scores=True).astype(np.float64)
+    probabilities = 1 / (1 + np.exp(-raw))
+    raw[1] += error
+    values = dataclasses.replace(card, differences=raw.tolist(), probabilities=probabilities.tolist())
+    monkeypatch.setitem(published.LOGIT_DIFFERENCES, "Some/Reranker", [values])
+    monkeypatch.setattr(published, "RERANKER_SHAPES", {(96, 224, 4): "Some/Reranker"})
+
+
+def test_published_scores_are_compared_when_the_hub_id_is_known(run, trained, monkeypatch):
+    code, out, _ = run(trained)
+    assert code == 0 and "4 published values among them" in out.splitlines()[-1], out
+    publish(trained, monkeypatch, error=3e-3)
+    code, out, _ = run(trained)
+    assert code == 1 and bad_rows(out) == ["'What is th' x 'Gravity is' [1]"]
+
+
+def test_published_scores_need_the_published_weights(run, trained, tiny_reranker, tmp_path):
+    folder = trained.rename(tmp_path / "folder")
+    code, out, _ = run(folder)
+    assert code == 0 and out.count("needs the published weights") == 4 and "--published" in out
+    code, out, _ = run(folder, "--published")
+    assert code == 0 and "4 published values among them" in out.splitlines()[-1]
+    code, out, _ = run(tiny_reranker)
+    assert code == 0 and out.count("needs the published weights") == 4 and "generated" in out
+    code, out, err = run(tiny_reranker, "--published")
+    assert (code, out) == (2, "") and "the weights are generated" in err
+
+
+# ---- which kind of model a folder holds
+
+
+def test_a_reranker_is_recognised_without_modules_json(tiny, tiny_reranker, tmp_path):
+    assert is_reranker(tiny_reranker) and not is_reranker(tiny)
+    folder = Path(shutil.copytree(tiny_reranker, tmp_path / "folder"))
+    (folder / "modules.json").unlink()
+    assert not is_reranker(folder)  # its tokenizer ends texts, as that of an embedding model saved so does
+    for name, expected in (("Qwen3-Reranker-0.6B", True), ("Qwen3-Embedding-0.6B", False)):
+        snapshot = tmp_path / f"models--Qwen--{name}" / "snapshots" / "0a1b"
+        snapshot.parent.mkdir(parents=True)
+        snapshot.symlink_to(folder)
+        assert is_reranker(snapshot) is expected
+    tokenizer = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert is_reranker(folder)
+    shutil.copy(tiny / "model.safetensors", folder / "model.safetensors")  # names without "model."
+    assert not is_reranker(folder)
+    with pytest.raises(CheckpointError, match="holds no config.json"):
+        is_reranker(tmp_path)
