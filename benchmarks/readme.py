@@ -29,9 +29,12 @@ READING_ORDER = {
     "qwen3np/checkpoint.py": "safetensors to named, memory-mapped arrays",
     "qwen3np/tokenizer.py": "text to token ids, and the token that is pooled",
     "qwen3np/embedder.py": "what users call",
+    "qwen3np/reranker.py": "the same for rerankers",
     "qwen3np/parity.py": "comparison stage by stage, with the reading copy or transformers",
     "qwen3np/verify.py": "a verification: all comparisons in one report",
-    "qwen3np/checks.py": "its comparisons of tokens, vectors and published scores",
+    "qwen3np/checks.py": "what its comparisons have in common",
+    "qwen3np/embedder_checks.py": "those of an embedding model: tokens, vectors, published scores",
+    "qwen3np/reranker_checks.py": "those of a reranker: prompt, scores, published scores",
     "qwen3np/published.py": "what the published weights give",
     "qwen3np/synth.py": "generated checkpoints, true in all but the values",
 }

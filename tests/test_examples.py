@@ -15,14 +15,14 @@ from qwen3np import Embedder, semantic_search
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODEL = "Qwen/Qwen3-Embedding-0.6B"
+MODEL, RERANKER = "Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Reranker-0.6B"
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_readme_snippet(tiny, tmp_path, number):
-    """In a process and folder of its own; the Hub id stands for a generated model here."""
-    code = PYTHON[number].replace(MODEL, str(tiny))
+def test_readme_snippet(tiny, tiny_reranker, tmp_path, number):
+    """In a process and folder of its own; the Hub ids stand for generated models here."""
+    code = PYTHON[number].replace(MODEL, str(tiny)).replace(RERANKER, str(tiny_reranker))
     options = {"cwd": tmp_path, "capture_output": True, "encoding": "utf-8", "timeout": 120}
     run = subprocess.run([sys.executable, "-c", code], **options)
     assert run.returncode == 0, run.stderr
