@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -142,59 +141,14 @@ def _json_file(path: Path) -> Iterator[Callable[[Any], None]]:
 
 
 def info(args: argparse.Namespace) -> None:
-    import numba
-    import numpy
-    from llvmlite import binding
+    from .info import machine, model_rows
 
-    from .threads import usable_cores
-
-    features = binding.get_host_cpu_features()
-    names = ("avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "amx-int8", "neon", "bf16")
-    rows = {
-        "qwen3np": f"{__version__}, NumPy {numpy.__version__}, Numba {numba.__version__}, "
-        f"Python {platform.python_version()}",
-        "CPU": f"{binding.get_host_cpu_name()}, {usable_cores()} cores for this process",
-        "CPU features": " ".join(n for n in names if features.get(n)) or "none of " + " ".join(names),
-    }
+    rows = machine()
     if args.model is not None:
-        name, model = str(args.model), _load_either(args)
-        c, checkpoint = model.config, model.checkpoint
-        dtype = checkpoint.tensors["embed_tokens.weight"].dtype
-        rows |= {
-            "model": name,
-            "folder": str(checkpoint.folder),
-            "files": ", ".join(f"{p.name} ({p.stat().st_size / 1e9:.2f} GB)" for p in checkpoint.files),
-            "parameters": f"{checkpoint.num_parameters:,} in {len(checkpoint.tensors)} tensors, {dtype}",
-            "layers": str(c.num_hidden_layers),
-            "hidden_size": f"{c.hidden_size}, intermediate_size {c.intermediate_size}",
-            "attention": f"{c.num_attention_heads} query heads, {c.num_key_value_heads} key/value heads, "
-            f"head_dim {c.head_dim}",
-            "vocabulary": f"{c.vocab_size} rows",
-            **_of_kind(model),
-            "rope_theta": f"{c.rope_theta:g}, rms_norm_eps {c.rms_norm_eps:g}",
-            "backend": repr(model.backend),
-        }
-    for name, value in rows.items():
-        print(f"{name:13} {value}")
-
-
-def _of_kind(model: Embedder | Reranker) -> dict[str, str]:
-    from .embedder import Embedder
-
-    if isinstance(model, Embedder):
-        return {
-            "kind": "embedding model (qwen3np.Embedder)",
-            "dimension": f"{model.dimension}, max_seq_length {model.max_seq_length}",
-            "prompts": ", ".join(model.prompts) or "none",
-        }
-    yes, no = (f"{model.tokenizer.decode([i])!r} ({i})" for i in model.answers)
-    return {
-        "kind": "reranker (qwen3np.Reranker, qwen3np rerank)",
-        "prompt": f"{len(model.tokenizer.system) + len(model.tokenizer.answer)} tokens, "
-        f"max_length {model.max_length}",
-        "answers": f"{yes}, {no}",
-        "instruction": model.instruction,
-    }
+        name = str(args.model)
+        rows |= model_rows(name, _load_either(args))
+    for key, value in rows.items():
+        print(f"{key:13} {value}")
 
 
 def synth(args: argparse.Namespace) -> None:
@@ -230,25 +184,22 @@ def demo(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> Embedder:
     from .embedder import Embedder
 
-    return Embedder(
-        args.model,
-        revision=args.revision,
-        backend=args.backend,
-        matmul_precision=args.matmul_precision,
-        num_threads=args.threads,
-    )
+    return Embedder(args.model, **_model_arguments(args))
 
 
 def _load_reranker(args: argparse.Namespace) -> Reranker:
     from .reranker import Reranker
 
-    return Reranker(
-        args.model,
-        revision=args.revision,
-        backend=args.backend,
-        matmul_precision=args.matmul_precision,
-        num_threads=args.threads,
-    )
+    return Reranker(args.model, **_model_arguments(args))
+
+
+def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "revision": args.revision,
+        "backend": args.backend,
+        "matmul_precision": args.matmul_precision,
+        "num_threads": args.threads,
+    }
 
 
 def _load_either(args: argparse.Namespace) -> Embedder | Reranker:
