@@ -14,6 +14,7 @@ from .errors import CheckpointError
 logger = logging.getLogger("qwen3np")
 
 END_OF_TEXT = "<|endoftext|>"
+CUT = "%d of %d texts cut to max_seq_length = %d tokens (the longest had %d)"
 
 
 class EmbeddingTokenizer:
@@ -70,7 +71,7 @@ class EmbeddingTokenizer:
         cut = [len(i) + 1 for i in ids if len(i) >= max_length]
         if cut:
             logger.warning(
-                "%d of %d texts cut to max_seq_length = %d tokens (the longest had %d)",
+                CUT,
                 len(cut),
                 len(ids),
                 max_length,
