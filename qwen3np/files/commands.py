@@ -15,7 +15,7 @@ from ..table import table
 from . import saved
 from .rows import SUFFIXES
 from .run import Job, Report, bad_rows_message, embed_file, errors_file
-from .work import Sums
+from .work import Sums, WorkFolder
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -68,12 +68,14 @@ def embed(args: argparse.Namespace, source: Path, load: Callable[[], Embedder]) 
             dim=args.dim,
             progress=bar.show,
         )
-    except BaseException:
+    except BaseException as error:
         bar.close()
-        if bar.done is not None:
+        if bar.begun and not isinstance(error, ValueError):
+            work = WorkFolder(args.output)
+            done = work.sums(work.count()).rows
             print(
-                f"qwen3np: {bar.done.rows:,} of {bar.rows:,} rows were read; what is computed is kept in "
-                f"{args.output}.partial: go on with the same command and --resume",
+                f"qwen3np: {done:,} of {bar.rows:,} rows are done and kept in {work.path}: go on with the same "
+                "command and --resume",
                 file=sys.stderr,
             )
         raise
@@ -110,8 +112,12 @@ class _Bar:
         self._name = name
         self._bar: Any = None
         self._tokens = 0
-        self.done: Sums | None = None  # None: nothing is begun that could go on
         self.rows = 0
+
+    @property
+    def begun(self) -> bool:
+        """There is something that a run could go on with."""
+        return self._bar is not None
 
     def show(self, sums: Sums, rows: int) -> None:
         if self._bar is None:
@@ -119,7 +125,6 @@ class _Bar:
 
             self._bar = tqdm(total=rows, initial=sums.rows, desc=self._name, unit="row", disable=None)
             self._tokens, self.rows = sums.tokens, rows
-        self.done = sums
         self._bar.update(sums.rows - self._bar.n)
         elapsed = self._bar.format_dict["elapsed"] if not self._bar.disable else 0
         if elapsed:

@@ -226,6 +226,7 @@ def _identity(job: Job, digest: str, model: Embedder, prompt: str, dim: int) -> 
     backend = model.backend
     return {
         "input": digest,
+        "input format": job.source.suffix.lower(),
         "column": job.column,
         "id column": job.id_column,
         "output": job.output.suffix.lower(),

@@ -171,15 +171,19 @@ class Parquet(Saved):
         if "embedding" not in schema.names:
             raise self.error(f"has no column 'embedding'; there are {', '.join(map(repr, schema.names))}")
         kind = schema.field("embedding").type
-        self._check((self._file.metadata.num_rows, getattr(kind, "list_size", 0)), str(kind.value_type)
-                    .replace("double", "float64").replace("halffloat", "float16").replace("float", "float32")
-                    )  # fmt: skip
+        first = next(self._file.iter_batches(batch_size=1, columns=["embedding"]), None)
+        length = 0 if first is None or kind.num_fields != 1 else len(first.column(0)[0])
+        names = {"float": "float32", "double": "float64", "halffloat": "float16"}
+        value = str(kind.value_type) if kind.num_fields == 1 else str(kind)
+        self._check((self._file.metadata.num_rows, length), names.get(value, value))
         self._columns = [name for name in ("id", "text") if name in schema.names]
-        self.info = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+        self.info = {k.decode(): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         for batch in self._file.iter_batches(batch_size=BLOCK, columns=["embedding"]):
             flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+            if len(flat) != len(batch) * self.dim:
+                raise self.error(f"has embeddings of other lengths than {self.dim}, the first one's")
             yield flat.reshape(-1, self.dim).astype(np.float32, copy=False)
 
     def find(self, rows: Collection[int]) -> dict[int, Found]:
