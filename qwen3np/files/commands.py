@@ -33,9 +33,7 @@ def input_file(args: argparse.Namespace) -> Path | None:
     given = [*([args.input] if args.input else []), *args.texts, *args.text]
     if len(given) > 1:
         name = args.input or named[0]
-        raise ValueError(
-            f"{name} is taken for a file, which must be the only input; --text TEXT is never a file"
-        )
+        raise ValueError(f"{name} is taken for a file, which must be the only input; --text is never a file")
     source = Path(given[0])
     if args.input is None and not source.exists():
         raise ValueError(f"{source}: there is no such file; if it is a text: --text {str(source)!r}")
@@ -74,8 +72,8 @@ def embed(args: argparse.Namespace, source: Path, load: Callable[[], Embedder]) 
             work = WorkFolder(args.output)
             done = work.sums(work.count()).rows
             print(
-                f"qwen3np: {done:,} of {bar.rows:,} rows are done and kept in {work.path}: go on with the same "
-                "command and --resume",
+                f"qwen3np: {done:,} of {bar.rows:,} rows are done and kept in {work.path}: "
+                "go on with the same command and --resume",
                 file=sys.stderr,
             )
         raise
