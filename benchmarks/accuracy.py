@@ -10,7 +10,6 @@ temporary folder. The truth is transformers in float64. Half of the texts start 
 
 from __future__ import annotations
 
-import gc
 import json
 import platform
 import sys
@@ -20,9 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModel
 
-from qwen3np import Embedder, reference
+from qwen3np import Embedder, parity, reference
 from qwen3np.numba_backend import PRECISIONS, NumbaBackend
 from qwen3np.synth import massive_token_ids, synthesize
 
@@ -43,23 +41,14 @@ def token_ids(model: Embedder) -> list[list[int]]:
     return texts
 
 
-def transformers_vectors(folder: Path, texts: list[list[int]], dtype: torch.dtype) -> np.ndarray:
-    model = AutoModel.from_pretrained(folder, dtype=dtype).eval()
-    with torch.no_grad():
-        states = [model(torch.tensor([ids])).last_hidden_state[0, -1].double().numpy() for ids in texts]
-    del model
-    gc.collect()
-    return reference.normalize(np.stack(states))
-
-
 def main(folder: Path) -> None:
     model = Embedder(folder, backend="numpy")
     texts = token_ids(model)
     backends = [model.backend, *(NumbaBackend(model.checkpoint, precision) for precision in PRECISIONS)]
     vectors = {f"qwen3np {backend!r}": reference.normalize(backend.encode(texts)) for backend in backends}
     for name in ("float32", "bfloat16", "float16"):
-        vectors[f"PyTorch {name}"] = transformers_vectors(folder, texts, getattr(torch, name))
-    truth = transformers_vectors(folder, texts, torch.float64)
+        vectors[f"PyTorch {name}"] = parity.transformers_vectors(folder, texts, name)
+    truth = parity.transformers_vectors(folder, texts, "float64")
     rows = []
     for name, v in vectors.items():
         v = v.astype(np.float64)

@@ -1,8 +1,8 @@
 """Fills the generated parts of README.md: text between `<!-- NAME -->` and `<!-- end -->`.
 
 python benchmarks/readme.py             writes them
-python benchmarks/readme.py --check     fails if one is stale (the demo's output holds times and is not
-compared)
+python benchmarks/readme.py --check     fails if one is stale (the output of demo and verify depends on the
+machine and is not compared)
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from qwen3np.synth import synthesize
 
 ROOT = Path(__file__).parent.parent
 READING_ORDER = {
@@ -26,7 +29,10 @@ READING_ORDER = {
     "qwen3np/checkpoint.py": "safetensors to named, memory-mapped arrays",
     "qwen3np/tokenizer.py": "text to token ids, and the token that is pooled",
     "qwen3np/embedder.py": "what users call",
-    "qwen3np/parity.py": "comparison stage by stage",
+    "qwen3np/parity.py": "comparison stage by stage, with the reading copy or transformers",
+    "qwen3np/verify.py": "a verification: all comparisons in one report",
+    "qwen3np/checks.py": "its comparisons of tokens, vectors and published scores",
+    "qwen3np/published.py": "what the published weights give",
     "qwen3np/synth.py": "generated checkpoints, true in all but the values",
 }
 
@@ -89,6 +95,17 @@ def demo() -> str:
     return f"```\n{run.stdout.rstrip()}\n```"
 
 
+def verify() -> str:
+    """A report's beginning, and of each table the top rows and the bottom one, on a generated tiny model."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = synthesize(Path(temporary) / "tiny", "tiny")
+        command = ["qwen3np", "verify", folder.name]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=temporary)
+    tables = [part.splitlines() for part in run.stdout.rstrip().split("\n\n")]
+    short = [t if len(t) <= 9 else [*t[:7], "...", t[-1]] for t in tables]
+    return "```\n$ qwen3np verify tiny\n" + "\n\n".join("\n".join(t) for t in short) + "\n```"
+
+
 def fill(readme: str, name: str, text: str) -> str:
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
     if not pattern.search(readme):
@@ -106,7 +123,7 @@ def main() -> None:
         if filled != readme:
             raise SystemExit("README.md has stale figures: run python benchmarks/readme.py")
         return
-    path.write_text(fill(filled, "demo", demo()))
+    path.write_text(fill(fill(filled, "demo", demo()), "verify", verify()))
 
 
 if __name__ == "__main__":

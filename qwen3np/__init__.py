@@ -13,20 +13,33 @@ from .errors import CheckpointError
 
 if TYPE_CHECKING:
     from .embedder import Embedder
+    from .quantization import quantization_ranges, quantize_embeddings
+    from .reranker import Reranker
+    from .search import semantic_search
 
 if not os.path.isdir(os.path.join(__path__[0], "kernels")):
     # A source checkout keeps kernels/ beside the package: `python -m qwen3np` works there too.
     __path__.append(os.path.dirname(__path__[0]))
 
 __version__ = "0.1.0"
-__all__ = ["CheckpointError", "Embedder", "__version__"]
+__all__ = [
+    "CheckpointError", "Embedder", "Reranker", "__version__", "quantization_ranges", "quantize_embeddings",
+    "semantic_search",
+]  # fmt: skip
+
+# Imported on first use: the tokenizer library takes longer to import than the rest together.
+_HOME = {
+    "Embedder": "embedder",
+    "Reranker": "reranker",
+    "quantization_ranges": "quantization",
+    "quantize_embeddings": "quantization",
+    "semantic_search": "search",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if (
-        name == "Embedder"
-    ):  # on first use: the tokenizer library takes longer to import than the rest together
-        from .embedder import Embedder
+    if name in _HOME:
+        from importlib import import_module
 
-        return Embedder
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,8 @@ SAVED = 128  # tokens that a beginning must save to be worth one more pass over 
 
 @dataclass(frozen=True)
 class Beginning:
-    """Token ids, and their keys and values of every layer [L, ...] as kernels/keys_values.py lays them out."""
+    """Token ids, and their keys and values of every layer [L, ...] as kernels/keys_values.py lays them
+    out."""
 
     ids: tuple[int, ...]
     keys: NDArray[Any]
@@ -55,8 +56,9 @@ class Beginnings:
 
 def shared_by(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """What all texts begin with, less than the whole of any."""
-    first, last = min(texts), max(texts)  # what these two share, all share
-    most = min(len(first), len(last), min(map(len, texts))) - 1
+    lists = list(map(list, texts))
+    first, last = min(lists), max(lists)  # what these two share, all share
+    most = min(len(first), len(last), min(map(len, lists))) - 1
     length = next((i for i in range(most) if first[i] != last[i]), most)
     return tuple(first[:length])
 
@@ -64,8 +66,8 @@ def shared_by(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
 def worth_computing(
     texts: Sequence[Sequence[int]], asked: Sequence[int], kept: Beginnings
 ) -> Iterator[tuple[int, ...]]:
-    """Beginnings of all texts that are not kept and should be: `asked`, if it is one, and what the texts share,
-    if that saves enough."""
+    """Beginnings of all texts that are not kept and should be: `asked`, if it is one, and what the texts
+    share, if that saves enough."""
     shared = shared_by(texts)[:LONGEST]
     asked = tuple(asked)[:LONGEST]
     if SHORTEST <= len(asked) and asked == shared[: len(asked)] and len(kept.longest(asked)) < len(asked):

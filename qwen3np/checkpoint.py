@@ -167,7 +167,11 @@ class Weights:
 
     @property
     def embed_tokens(self) -> Rows:
-        return Rows(self.checkpoint.tensors["embed_tokens.weight"].data, self.dtype)
+        return self.rows("embed_tokens.weight")
+
+    def rows(self, name: str) -> Rows:
+        """A matrix whose rows are widened as they are taken."""
+        return Rows(self.checkpoint.tensors[name].data, self.dtype)
 
     @property
     def norm(self) -> NDArray[Any]:

@@ -1,14 +1,16 @@
-"""The command line: qwen3np embed | search | similarity | info | synth | demo."""
+"""The command line: qwen3np embed | search | similarity | verify | info | synth | demo."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 
@@ -26,10 +28,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit code 0, or 2 with one line on stderr that says what was wrong and what to do."""
+    """Run one command. Exit code 0, or 2 with one line on stderr that says what was wrong and what to do;
+    `verify` has 1 for a model that fell short."""
     args = _parser().parse_args(argv)
+    code = 0
     try:
-        args.run(args)
+        code = args.run(args) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
         print(f"qwen3np: error: {'; '.join(lines)}", file=sys.stderr)
         return 2
-    return 0
+    return code
 
 
 def embed(args: argparse.Namespace) -> None:
@@ -94,6 +98,48 @@ def similarity(args: argparse.Namespace) -> None:
     print()
     for name, document in zip(documents, args.document, strict=True):
         print(name, document)
+
+
+def verify(args: argparse.Namespace) -> int:
+    from .hub import locate
+    from .parity import require_transformers
+    from .verify import refuse_reranker, verify
+
+    if args.against == "transformers":  # before the model is loaded
+        require_transformers()
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(_json_file(args.json)) if args.json is not None else None
+        args.model = locate(args.model, revision=args.revision)
+        refuse_reranker(args.model)
+        claimed = True if args.published else None
+        result = verify(_load(args), against=args.against, published=claimed, show_progress_bar=True)
+        if write is not None:
+            write(result.as_dict())
+    print(result.report())
+    return 0 if result.held else 1
+
+
+@contextlib.contextmanager
+def _json_file(path: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that writes a value to the file, complete or not at all. That it can be written is tried at
+    once: what is to be written may take minutes to come."""
+    if path.is_dir():
+        raise ValueError(f"--json {path}: is a folder")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+
+    def write(value: Any) -> None:
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    try:
+        try:
+            partial.touch()
+        except OSError as error:
+            raise ValueError(f"--json {path}: cannot be written ({error.strerror})") from error
+        yield write
+    finally:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
 
 
 def info(args: argparse.Namespace) -> None:
@@ -272,6 +318,29 @@ def _parser() -> Parser:
     p.set_defaults(run=similarity)
 
     p = commands.add_parser(
+        "verify",
+        parents=[_model_options(DEFAULT_MODEL, "--precision")],
+        help="compare the model with the reading copy or transformers, and with the published scores",
+        description="Exit code 0: everything compared held. 1: something fell short. 2: it could not run.",
+    )
+    p.add_argument(
+        "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="Hub id or folder, as --model"
+    )
+    p.add_argument(
+        "--against",
+        default="numpy",
+        choices=("numpy", "transformers"),
+        help="stage by stage against the reading copy, or transformers (default: %(default)s)",
+    )
+    p.add_argument(
+        "--published",
+        action="store_true",
+        help="the folder holds the published weights: compare the scores (a Hub id implies it)",
+    )
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write every row, with all digits")
+    p.set_defaults(run=verify)
+
+    p = commands.add_parser(
         "info", parents=[_model_options(None)], help="this machine; with --model, also the model"
     )
     p.set_defaults(run=info)
@@ -300,7 +369,8 @@ def _column_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _model_options(default: str | None) -> Parser:
+def _model_options(default: str | None, *precision: str) -> Parser:
+    """`precision`: further names of --matmul-precision."""
     options = Parser(add_help=False)
     options.add_argument("--model", default=default, help=f"Hub id or folder (default: {default or 'none'})")
     options.add_argument("--revision", help="revision of the Hub repository")
@@ -308,7 +378,10 @@ def _model_options(default: str | None) -> Parser:
         "--backend", default="auto", help='"numba", or "numpy": the reading copy (default: %(default)s)'
     )
     options.add_argument(
-        "--matmul-precision", default="high", help="highest, high or medium (default: %(default)s)"
+        "--matmul-precision",
+        *precision,
+        default="high",
+        help="highest, high or medium (default: %(default)s)",
     )
     options.add_argument("--threads", type=int, help="default: the cores this process may use")
     return options

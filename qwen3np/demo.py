@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from . import reference
+from .backends import Backend, NumpyBackend
 from .checkpoint import SINGLE_FILE
-from .embedder import Backend, Embedder, NumpyBackend
+from .embedder import Embedder
 from .errors import CheckpointError
 from .hub import locate
 from .numba_backend import PRECISIONS, NumbaBackend

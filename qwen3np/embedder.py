@@ -3,55 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import reference
+from .backends import check_backend, make_backend
 from .checkpoint import Checkpoint
 from .hub import locate
 from .modules import load_modules
+from .progress import progress_bar
+from .quantization import PRECISIONS, quantize_embeddings
+from .search import check_similarity, similarity, similarity_pairwise
 from .tokenizer import EmbeddingTokenizer
+from .torch_only import refuse
 
 logger = logging.getLogger("qwen3np")
 
 Vectors = NDArray[np.float32]
 
-BACKENDS = ("auto", "numba", "numpy")
-
-
-class Backend(Protocol):
-    """What runs the encoder."""
-
-    name: str
-
-    def encode(self, texts: Sequence[Sequence[int]]) -> Vectors:
-        """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
-        normalised."""
-
-
-class NumpyBackend:
-    """The reading copy, reference.py. Its memory is one layer's float32 weights and one head's S x S
-    scores."""
-
-    name = "numpy"
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config = checkpoint.config
-        self.weights = checkpoint.weights(np.float32)
-
-    def __repr__(self) -> str:
-        return "numpy, the reading copy"
-
-    def encode(self, texts: Sequence[Sequence[int]]) -> Vectors:
-        c, w = self.config, self.weights
-        states = reference.encode(
-            texts, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
-        )
-        return np.stack([reference.pool(x_TD) for x_TD in states])
+OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
+INSTRUCTION = "Instruct: {}\nQuery:"  # model card; nothing between the colon and the text
 
 
 class Embedder:
@@ -80,14 +56,16 @@ class Embedder:
         token: str | bool | None = None,
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
+        similarity_fn_name: str | None = None,
         truncate_dim: int | None = None,
         max_seq_length: int | None = None,
         backend: str = "auto",
         matmul_precision: str = "high",
         num_threads: int | None = None,
+        **torch_only: Any,
     ) -> None:
-        if backend not in BACKENDS:
-            raise ValueError(f"backend = {backend!r} is not one of {', '.join(BACKENDS)}")
+        refuse(torch_only, "Embedder")
+        check_backend(backend)
         folder = locate(
             model_name_or_path,
             revision=revision,
@@ -103,7 +81,7 @@ class Embedder:
         self.default_prompt_name = default_prompt_name or modules.default_prompt_name
         if self.default_prompt_name is not None:
             self._prompt(self.default_prompt_name)
-        self.similarity_fn_name = modules.similarity_fn_name
+        self.similarity_fn_name = check_similarity(similarity_fn_name or modules.similarity_fn_name)
         self.truncate_dim = self._check_dim(truncate_dim)
         limit = self.config.max_position_embeddings
         self.max_seq_length = (
@@ -113,13 +91,7 @@ class Embedder:
             raise ValueError(
                 f"max_seq_length = {max_seq_length!r} must be between 1 and {limit} (max_position_embeddings)"
             )
-        self.backend: Backend
-        if backend == "numpy":
-            self.backend = NumpyBackend(self.checkpoint)
-        else:
-            from .numba_backend import NumbaBackend  # and with it Numba, which only the kernels need
-
-            self.backend = NumbaBackend(self.checkpoint, matmul_precision, num_threads)
+        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads)
 
     def __repr__(self) -> str:
         folder, backend = str(self.checkpoint.folder), self.backend.name
@@ -132,96 +104,146 @@ class Embedder:
 
     def encode(
         self,
-        sentences: str | Sequence[str],
+        inputs: str | Iterable[str],
         prompt_name: str | None = None,
         prompt: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool | None = None,
+        output_value: str = "sentence_embedding",
+        precision: str = "float32",
+        *,
+        instruction: str | None = None,
+        normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
-    ) -> Vectors:
-        """Texts -> float32 unit vectors [len(sentences), dimension]; one str -> one vector [dimension].
+        calibration_embeddings: ArrayLike | None = None,
+        ranges: ArrayLike | None = None,
+        **torch_only: Any,
+    ) -> Any:
+        """Texts -> float32 unit vectors [len(inputs), dimension]; one str -> one vector [dimension].
 
         Args:
+            inputs: a str, or any iterable of them.
             prompt_name: a key of `prompts`. prompt: the text itself, and it wins over prompt_name.
-            batch_size: texts handed to the backend at a time; it changes memory and speed, never a vector.
+            instruction: a task in words, which makes the prompt "Instruct: {instruction}\\nQuery:".
+            batch_size: texts computed at a time, at the most; by default as many as have 2048 tokens
+            together. It changes memory and speed, never a vector.
             show_progress_bar: None shows it when the logger "qwen3np" is at INFO or below.
-            truncate_dim: for this call, in place of the model's. Cut vectors are unit vectors too.
+            output_value: "token_embeddings" gives the states of all tokens after the final norm, an array
+            [tokens, hidden_size] a text, as they are: not cut, not normalised.
+            precision: "int8", "uint8", "binary" or "ubinary" quantises the vectors: see
+            `quantize_embeddings`, whose ranges and calibration_embeddings can be given.
+            normalize_embeddings: False leaves cut vectors as they were cut. Whole vectors are unit vectors
+            anyway.
+            truncate_dim: for this call, in place of the model's.
 
-        Raises TypeError or ValueError for a text that is no valid str, an unknown prompt_name, a batch_size
-        below 1, or a truncate_dim outside 32 .. hidden_size.
-        """
-        if type(batch_size) is not int or batch_size < 1:
+        A text's vector has the same bits in any call and any batch. What texts begin with and identical texts
+        are computed once. Raises TypeError or ValueError for a text that is no valid str, an unknown
+        prompt_name, a batch_size below 1, a truncate_dim outside 32 .. hidden_size, and for arguments that
+        only make sense with PyTorch, with what to do instead."""
+        refuse(torch_only, "encode")
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f"batch_size must be a positive integer, found {batch_size!r}")
+        if output_value not in OUTPUT_VALUES:
+            raise ValueError(f"output_value {output_value!r} is not one of {', '.join(OUTPUT_VALUES)}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
         dim = self._check_dim(truncate_dim) or self.dimension
-        ids = self.tokenize(sentences, prompt_name=prompt_name, prompt=prompt)
-        states = np.empty((len(ids), self.config.hidden_size), np.float32)
-        # Longest first: texts of a batch have like lengths, and a text too large for the memory fails at
-        # once.
-        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-        with _progress(len(ids), show_progress_bar) as bar:
-            for start in range(0, len(ids), batch_size):
-                batch = order[start : start + batch_size]
-                states[batch] = self.backend.encode([ids[i] for i in batch])
-                bar.update(len(batch))
-        vectors = reference.normalize(states, dim)
-        return vectors[0] if isinstance(sentences, str) else vectors
+        before = self._prompt_text(prompt_name, prompt, instruction)
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        # Each text once, and longest first: texts of a step have like lengths, and one too large for the
+        # memory fails at once.
+        ids = [tuple(i) for i in self.tokenizer.encode(texts, self.max_seq_length, before)]
+        number = {i: n for n, i in enumerate(sorted(set(ids), key=lambda i: (-len(i), i)))}
+        distinct, rows = [list(i) for i in number], [number[i] for i in ids]
+        with progress_bar(len(distinct), show_progress_bar, "texts") as bar:
+            if output_value == "token_embeddings":
+                tokens: list[Vectors] = []
+                for i in distinct:
+                    tokens += self.backend.token_states([i])
+                    bar.update()
+                return tokens[0] if isinstance(inputs, str) else [tokens[row] for row in rows]
+            states = self.backend.encode(distinct, self._kept_prefix(before), batch_size, bar.update)
+        vectors = reference.normalize(states)
+        if dim < vectors.shape[1]:
+            vectors = reference.normalize(states, dim) if normalize_embeddings else vectors[:, :dim]
+        vectors = vectors[rows]
+        if precision != "float32":
+            vectors = quantize_embeddings(vectors, precision, ranges, calibration_embeddings)
+        return vectors[0] if isinstance(inputs, str) else vectors
+
+    def encode_stream(
+        self, inputs: Iterable[str], chunk_size: int = 4096, **arguments: Any
+    ) -> Iterator[NDArray[Any]]:
+        """`encode` for more texts than fit into memory: an array of vectors for every `chunk_size` texts, as
+        they are read. Takes encode's arguments."""
+        if isinstance(inputs, str):
+            raise TypeError("encode_stream takes an iterable of texts, found one str")
+        if type(chunk_size) is not int or chunk_size < 1:
+            raise ValueError(f"chunk_size must be a positive integer, found {chunk_size!r}")
+        texts = iter(inputs)
+        while chunk := list(islice(texts, chunk_size)):
+            yield self.encode(chunk, **arguments)
 
     def encode_query(
-        self, sentences: str | Sequence[str], prompt_name: str | None = None, **kwargs: Any
-    ) -> Vectors:
+        self, inputs: str | Iterable[str], prompt_name: str | None = None, **arguments: Any
+    ) -> Any:
         """`encode` with the prompt named "query" where the call names none and the model has one."""
-        return self.encode(sentences, prompt_name=self._first_prompt(prompt_name, ("query",)), **kwargs)
+        return self.encode(inputs, prompt_name=self._first_prompt(prompt_name, ("query",)), **arguments)
 
     def encode_document(
-        self, sentences: str | Sequence[str], prompt_name: str | None = None, **kwargs: Any
-    ) -> Vectors:
+        self, inputs: str | Iterable[str], prompt_name: str | None = None, **arguments: Any
+    ) -> Any:
         """`encode` with the first of the prompts "document", "passage", "corpus" that the model has."""
-        return self.encode(
-            sentences,
-            prompt_name=self._first_prompt(prompt_name, ("document", "passage", "corpus")),
-            **kwargs,
-        )
+        names = ("document", "passage", "corpus")
+        return self.encode(inputs, prompt_name=self._first_prompt(prompt_name, names), **arguments)
 
     def tokenize(
-        self, texts: str | Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        instruction: str | None = None,
     ) -> list[list[int]]:
         """Texts -> lists of token ids exactly as `encode` uses them: prompt in front, cut, `<|endoftext|>`
         appended."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if prompt is None:
-            prompt = self._prompt(prompt_name or self.default_prompt_name)
-        elif not isinstance(prompt, str):
-            raise TypeError(f"prompt is {type(prompt).__name__}, expected str")
-        return self.tokenizer.encode(texts, self.max_seq_length, prompt)
+        before = self._prompt_text(prompt_name, prompt, instruction)
+        return self.tokenizer.encode(texts, self.max_seq_length, before)
+
+    def get_embedding_dimension(self) -> int:
+        """`dimension`, by sentence-transformers' name."""
+        return self.dimension
+
+    get_sentence_embedding_dimension = get_embedding_dimension
 
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Vectors:
-        """Every vector of `a` [A, dim] with every one of `b` [B, dim] -> [A, B], by the model's
-        similarity_fn_name.
+        """Every vector of `a` [A, dim] with every one of `b` [B, dim] -> [A, B], by `similarity_fn_name`.
 
         Larger is more alike: the euclidean and manhattan distances are negative.
         """
-        a, b = _matrix(a), _matrix(b)
-        if a.shape[1] != b.shape[1]:
-            raise ValueError(f"vectors of {a.shape[1]} and of {b.shape[1]} channels cannot be compared")
-        if self.similarity_fn_name == "cosine":
-            return reference.normalize(a) @ reference.normalize(b).T
-        if self.similarity_fn_name == "dot":
-            return a @ b.T
-        scores = np.empty((len(a), len(b)), np.float32)
-        for i, row in enumerate(
-            a
-        ):  # a row at a time: the differences of all pairs would be len(a) times larger
-            scores[i] = _pairwise(self.similarity_fn_name, row, b)
-        return scores
+        return similarity(a, b, self.similarity_fn_name)
 
     def similarity_pairwise(self, a: ArrayLike, b: ArrayLike) -> Vectors:
         """Vector i of `a` with vector i of `b` -> [len(a)]."""
-        a, b = _matrix(a), _matrix(b)
-        if a.shape != b.shape:
-            raise ValueError(
-                f"pairs need as many vectors on both sides, found {list(a.shape)} and {list(b.shape)}"
-            )
-        return _pairwise(self.similarity_fn_name, a, b)
+        return similarity_pairwise(a, b, self.similarity_fn_name)
+
+    def _prompt_text(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
+        if prompt is not None and instruction is not None:
+            raise ValueError("prompt and instruction are two ways to say what stands before a text: give one")
+        for what, value in (("prompt", prompt), ("instruction", instruction)):
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{what} is {type(value).__name__}, expected str")
+        if instruction is not None:
+            return INSTRUCTION.format(instruction)
+        return prompt if prompt is not None else self._prompt(name or self.default_prompt_name)
+
+    def _kept_prefix(self, prompt: str) -> list[int]:
+        """The tokens of one of the model's own prompts that stand in front of every text with it. Its last
+        token may join the text's first: ":" and "What"."""
+        if prompt not in self.prompts.values():
+            return []
+        return self.tokenizer.encode([prompt], self.max_seq_length)[0][:-2]
 
     def _prompt(self, name: str | None) -> str:
         if name is None:
@@ -240,28 +262,3 @@ class Embedder:
                 f"truncate_dim = {dim!r} must be between {smallest} and {self.config.hidden_size}"
             )
         return dim
-
-
-def _matrix(x: ArrayLike) -> Vectors:
-    x = np.atleast_2d(np.asarray(x, np.float32))
-    if x.ndim != 2:
-        raise ValueError(f"expected one vector or a matrix of vectors, found shape {list(x.shape)}")
-    return x
-
-
-def _pairwise(similarity_fn_name: str, a: Vectors, b: Vectors) -> Vectors:
-    """Along the last axis; `a` and `b` broadcast."""
-    if similarity_fn_name == "cosine":
-        a, b = reference.normalize(a), reference.normalize(b)
-    if similarity_fn_name in ("cosine", "dot"):
-        return np.sum(a * b, axis=-1)
-    if similarity_fn_name == "euclidean":
-        return -np.linalg.norm(a - b, axis=-1)
-    return -np.sum(np.abs(a - b), axis=-1)
-
-
-def _progress(total: int, show: bool | None) -> Any:
-    from tqdm.auto import tqdm
-
-    show = logger.isEnabledFor(logging.INFO) if show is None else show
-    return tqdm(total=total, desc="texts", disable=not show)

@@ -21,7 +21,7 @@ from .kernels.compiled import entry_point, inline
 from .kernels.keys_values import copy_places, keys_values
 from .kernels.matmul import matmul, matmul_add, matmul_swiglu
 from .kernels.norm import query_heads, rms_norm
-from .kernels.team import barrier, stopping
+from .kernels.team import barrier, share, stopping
 
 
 class Work(NamedTuple):
@@ -50,11 +50,11 @@ class Stream(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """Keys and values of a beginning of texts, of every layer; or none, with `count` 0."""
+    """Keys and values of a beginning of texts, of every layer; or none, with `size` 0."""
 
     keys: NDArray[Any]  # [L, ...] as in Work
     values: NDArray[Any]
-    count: int  # of places, a multiple of 32
+    size: int  # in places, a multiple of 32
     places: NDArray[Any]  # where the keys of the texts begin
 
 
@@ -117,18 +117,18 @@ def block(x, first_panel, panels, stream, layer, w, work, eps, group, head_dim, 
 def take_prefix(prefix, layer, work, thread, num_threads):
     """Keys and values of the beginning, to where those of each text begin. They come in whole panels: what
     they bring beyond the beginning is overwritten behind the barriers of block_keys_values."""
-    if prefix.count > 0:
+    if prefix.size > 0:
         known, here = (prefix.keys[layer], prefix.values[layer]), (work.keys, work.values)
         for place in prefix.places:
-            copy_places(known, 0, here, place, prefix.count, thread, num_threads)
+            copy_places(known, 0, here, place, prefix.size, thread, num_threads)
 
 
 @inline
 def save_prefix(saved, layer, work, thread, num_threads):
     """Keys and values of the first text. They are there, and stay until the next layer's first barrier."""
-    if saved.count > 0:
+    if saved.size > 0:
         known, here = (saved.keys[layer], saved.values[layer]), (work.keys, work.values)
-        copy_places(here, saved.places[0], known, 0, saved.count, thread, num_threads)
+        copy_places(here, saved.places[0], known, 0, saved.size, thread, num_threads)
 
 
 @entry_point
@@ -183,3 +183,29 @@ def encode(
                 num_threads,
             )  # fmt: skip
             first_panel += panels
+
+
+@entry_point
+def layer_stages(layer, w, work, stream, attended_x, mlp_x, eps, group, head_dim, team, thread, num_threads):
+    """One layer of the whole stream, as in `encode` to the bit, its two sums kept apart: attended_x and mlp_x
+    [P, D', 16], zeros before, are what attention and MLP add to x. For the comparison stage by stage."""
+    x = work.x
+    first_panel = 0
+    while first_panel < x.shape[0]:
+        if stopping(team):
+            return
+        panels = min(work.h.shape[0], x.shape[0] - first_panel)
+        block_keys_values(x, first_panel, panels, stream, layer, w, work, eps, team, thread, num_threads)
+        attention(
+            attended_x, first_panel, panels, stream, layer, w, work, eps, group, head_dim, team, thread,
+            num_threads,
+        )  # fmt: skip
+        first, last = share(panels, thread, num_threads)
+        x[first_panel + first : first_panel + last] += attended_x[first_panel + first : first_panel + last]
+        barrier(team, num_threads)
+        rms_norm(x, first_panel, panels, w.post_attention_layernorm[layer], eps, work.h, thread, num_threads)
+        barrier(team, num_threads)
+        mlp(mlp_x, first_panel, panels, layer, w, work, team, thread, num_threads)
+        x[first_panel + first : first_panel + last] += mlp_x[first_panel + first : first_panel + last]
+        barrier(team, num_threads)
+        first_panel += panels

@@ -40,7 +40,8 @@ def load_modules(folder: Path) -> Modules:
         kinds = [e["type"].rpartition(".")[2] for e in entries]
         if "LogitScore" in kinds:
             raise CheckpointError(
-                f"{folder}: is a reranker (modules.json has LogitScore), not an embedding model"
+                f"{folder}: is a reranker (modules.json has LogitScore), not an embedding model: use "
+                "qwen3np.Reranker"
             )
         if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
             raise CheckpointError(
@@ -74,6 +75,38 @@ def load_modules(folder: Path) -> Modules:
             f"integer, found {max_seq_length!r}"
         )
     return Modules(prompts, default, similarity, max_seq_length)
+
+
+def load_answer_ids(folder: Path) -> tuple[int, int] | None:
+    """Token ids of "yes" and "no" as a reranker's side files give them; None if it has none (copies older
+    than the sentence-transformers files). Raises CheckpointError for an embedding model."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return None
+    entries = load_json(modules)
+    kinds = (
+        [str(e.get("type")).rpartition(".")[2] for e in entries if isinstance(e, dict)]
+        if isinstance(entries, list)
+        else []
+    )
+    if "Pooling" in kinds:
+        raise CheckpointError(
+            f"{folder}: is an embedding model (modules.json has Pooling), not a reranker: use "
+            "qwen3np.Embedder"
+        )
+    if kinds != ["Transformer", "LogitScore"]:
+        raise CheckpointError(
+            f"{modules}: the modules {' -> '.join(kinds) or 'none'} are not supported (only Transformer -> "
+            "LogitScore)"
+        )
+    path = folder / str(entries[1].get("path", "1_LogitScore")) / "config.json"
+    score = _object(path)
+    ids = score.get("true_token_id"), score.get("false_token_id")
+    if not all(type(i) is int and i >= 0 for i in ids) or ids[0] == ids[1]:
+        raise CheckpointError(
+            f"{path}: true_token_id and false_token_id must be two token ids, found {ids[0]!r} and {ids[1]!r}"
+        )
+    return ids  # type: ignore[return-value]
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from . import reference
 from .beginnings import Beginning, Beginnings, shared_by, worth_computing
 from .checkpoint import Checkpoint
-from .engine import Prefix, Stream, Work, encode
+from .engine import Prefix, Stream, Work, encode, layer_stages
 from .kernels import attention, isa, matmul
 from .kernels.compiled import compile_for
 from .kernels.keys_values import AT_ONCE, shapes
@@ -69,14 +70,20 @@ class NumbaBackend:
     def num_threads(self) -> int:
         return self.pool.num_threads
 
-    def encode(self, texts: Sequence[Sequence[int]], prefix: Sequence[int] = ()) -> NDArray[np.float32]:
+    def encode(
+        self,
+        texts: Sequence[Sequence[int]],
+        prefix: Sequence[int] = (),
+        batch_size: int | None = None,
+        progress: Callable[[int], object] = lambda texts: None,
+    ) -> NDArray[np.float32]:
         """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
         normalised.
 
         What all texts begin with is computed once, and kept for later calls; `prefix` is kept in any case, if
-        the texts begin with it. Neither changes a bit. Safe to call from several Python threads: one at a
-        time computes.
-        """
+        the texts begin with it. Neither changes a bit. batch_size: texts computed at a time, at the most.
+        progress: called with the number of texts that were computed since its last call. Safe to call from
+        several Python threads: one at a time computes."""
         states = np.empty((len(texts), self.config.hidden_size), np.float32)
         if len(texts) == 0:
             return states
@@ -84,8 +91,9 @@ class NumbaBackend:
             for ids in worth_computing(texts, prefix, self._kept):
                 self._keep(ids)
             known = self._kept.longest(shared_by(texts))
-            for first, last in steps([len(ids) for ids in texts], len(known)):
+            for first, last in steps([len(ids) for ids in texts], len(known), batch_size):
                 states[first:last] = self._run(texts[first:last], known, self._kept.none)
+                progress(last - first)
         return reference.rms_norm(states, self._norm, np.float32(self.config.rms_norm_eps))
 
     def _run(self, texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning) -> NDArray[np.float32]:
@@ -93,6 +101,20 @@ class NumbaBackend:
         self.pool.run(encode, *arguments, stop=self._stop)
         pooled_TD = pooled_x.transpose(0, 2, 1).reshape(-1, pooled_x.shape[1])
         return pooled_TD[: len(texts), : self.config.hidden_size]
+
+    def token_states(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Token ids of each text -> the final states of all its tokens, [len(ids), hidden_size]."""
+        none, D, results = self._kept.none, self.config.hidden_size, []
+        with self._lock():
+            for ids in texts:
+                arguments, _ = self._arguments([ids], none, none, every_token=True)
+                self.pool.run(encode, *arguments, stop=self._stop)
+                x = arguments[2].x
+                states_TD = x.transpose(0, 2, 1).reshape(-1, x.shape[1])[: len(ids), :D].copy("C")
+                results.append(
+                    reference.rms_norm(states_TD, self._norm, np.float32(self.config.rms_norm_eps))
+                )
+        return results
 
     def _keep(self, ids: tuple[int, ...]) -> None:
         beginning = self._beginning(ids)
@@ -110,6 +132,43 @@ class NumbaBackend:
         c = self.config
         return shapes(c.num_key_value_heads, places, c.head_dim, self._parts if self._tiles else 0)
 
+    def with_threads(self, num_threads: int) -> NumbaBackend:
+        """A backend of its own on another number of threads, on the same packed weights."""
+        other = copy.copy(self)
+        other.pool, other._team, other._lock, other._buffers = Pool(num_threads), new_team(), Lock(), {}
+        other._kept = Beginnings(self._kept.none)
+        return other
+
+    def stages(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The stages of parity.py, every layer computed for every token: `encode` to the bit, and slower."""
+        yield from self.with_threads(self.num_threads)._stages(texts)  # encode may be called between two
+
+    def _stages(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[Any]]]:
+        none = self._kept.none
+        (layers, weights, work, stream, *_, eps, group, head_dim, team), _ = self._arguments(
+            texts, none, none
+        )
+        ends = np.cumsum([len(ids) for ids in texts])
+        parts = {"self_attn": np.zeros_like(work.x), "mlp": np.zeros_like(work.x)}
+
+        def rows(x: NDArray[Any]) -> NDArray[Any]:
+            x_TD = x.transpose(0, 2, 1).reshape(-1, x.shape[1])
+            return np.array(x_TD[: ends[-1], : self.config.hidden_size])
+
+        yield "embed_tokens", rows(work.x)
+        for i in range(layers):
+            for part in parts.values():
+                part[:] = 0
+            arguments = (i, weights, work, stream, *parts.values(), eps, group, head_dim, team)
+            compile_for(layer_stages, (*arguments, 0, 1))
+            self.pool.run(layer_stages, *arguments, stop=self._stop)
+            for name, part in parts.items():
+                yield f"layers.{i}.{name}", rows(part)
+            yield f"layers.{i}", rows(work.x)
+        states = reference.rms_norm(rows(work.x), self._norm, eps)
+        yield "norm", states
+        yield "pooled", reference.normalize(states[ends - 1])
+
     def _stop(self, asked: bool) -> None:
         if asked:
             self._team[STOP] = 1
@@ -117,9 +176,10 @@ class NumbaBackend:
             self._team[:] = 0
 
     def _arguments(
-        self, texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning
+        self, texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning, every_token: bool = False
     ) -> tuple[tuple[Any, ...], NDArray[Any]]:
-        """What the kernel takes for one step, up to the thread's number; and the array of its result."""
+        """What the kernel takes for one step, up to the thread's number; and the array of its result. With
+        every_token the result is the stream, `Work.x`."""
         c = self.config
         lengths = np.array([len(ids) for ids in texts])
         own = lengths - len(known)  # tokens that the stream holds
@@ -147,7 +207,7 @@ class NumbaBackend:
             for b in (known, saved)
         )
         fixed = (np.float32(c.rms_norm_eps), group, c.head_dim, self._team)
-        stream_arguments = (everything, pooled_x, pooled, ends - 1)
+        stream_arguments = (everything, pooled_x, pooled, ends[: 0 if every_token else None] - 1)
         return (c.num_hidden_layers, self._weights, work, *stream_arguments, *prefixes, *fixed), pooled_x
 
     def _stream(self, key_places: Any, nowhere: int, positions: Any, panel_of: Any, segments: Any) -> Stream:
@@ -206,14 +266,14 @@ class NumbaBackend:
         return self._buffers[name][:size].reshape(shape)
 
 
-def steps(lengths: Sequence[int], known: int = 0) -> list[tuple[int, int]]:
+def steps(lengths: Sequence[int], known: int = 0, most: int | None = None) -> list[tuple[int, int]]:
     """Ranges of texts that are computed together: as many as fit into STEP_TOKENS, or one that does not. The
     first `known` tokens of each are not computed again; but a text's keys take places, and four of those
     count as a token."""
     ranges, first, tokens = [], 0, 0
     for i, length in enumerate(lengths):
         cost = max(length - known, pad(length, AT_ONCE) // 4)
-        if i > first and tokens + cost > STEP_TOKENS:
+        if i > first and (tokens + cost > STEP_TOKENS or i - first == most):
             ranges.append((first, i))
             first, tokens = i, 0
         tokens += cost

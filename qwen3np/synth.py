@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import INDEX_FILE, SINGLE_FILE, tensor_shapes
+from .checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, tensor_shapes, widen
 from .config import Config, load_json
 from .errors import CheckpointError
 
@@ -49,6 +49,7 @@ LIKE: dict[str, Config] = {
     "reranker-4B": _config(2560, 9728, 36, 32, 151669, 40960),
     "reranker-8B": _config(4096, 12288, 36, 32, 151669, 40960, tied=False),
     "tiny": Config(96, 224, 4, 6, 2, 32, 2048, 32768, 1e-6, 1e6, True),
+    "reranker-tiny": Config(96, 224, 4, 6, 2, 32, 2048, 32768, 1e-6, 1e6, True),
 }
 
 
@@ -103,6 +104,15 @@ def massive_token_ids(config: Config, seed: int) -> NDArray[np.int64]:
 
 def massive_channel(config: Config) -> int:
     return min(35, config.hidden_size - 1)
+
+
+def is_generated(checkpoint: Checkpoint) -> bool:
+    """Whether `synthesize` wrote the weights, by their values, whatever the folder is called: most norms over
+    the residual stream have exactly MASSIVE_GAMMA at the massive channel, which training does not give."""
+    channel = massive_channel(checkpoint.config)
+    gamma = widen(to_bfloat16(np.array([MASSIVE_GAMMA], np.float32)))
+    norms = [t for n, t in checkpoint.tensors.items() if "layernorm" in n or n == "norm.weight"]
+    return sum(bool(t.widen()[channel] == gamma) for t in norms) > len(norms) / 2
 
 
 def to_bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -242,7 +252,12 @@ def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) 
     if reranker:
         kinds = ["base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore"]
         _write_modules(folder, kinds, ["", "1_LogitScore"])
-        _write_json(folder / "1_LogitScore/config.json", {"true_token_id": 9693, "false_token_id": 2152})
+        # "yes" and "no"; the built-in tokenizer knows "y" and "n" alone.
+        words = load_json(tokenizer)["model"]["vocab"]
+        yes, no = (
+            (words["yes"], words["no"]) if "yes" in words and "no" in words else (words["y"], words["n"])
+        )
+        _write_json(folder / "1_LogitScore/config.json", {"true_token_id": yes, "false_token_id": no})
         _write_json(
             folder / "sentence_bert_config.json",
             {

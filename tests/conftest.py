@@ -5,12 +5,34 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from qwen3np.kernels import isa
 
 from qwen3np import Embedder
 from qwen3np.cli import main
+from qwen3np.numba_backend import PRECISIONS
 from qwen3np.synth import synthesize
+
+
+def usable(path: str, precision: str) -> bool:
+    """Whether this CPU has the instruction path, and the precision uses it."""
+    with mock.patch.dict(os.environ, {"QWEN3NP_ISA": path}):
+        try:
+            return isa.choose(precision) == path
+        except ValueError:
+            return False
+
+
+KERNELS = [(path, precision) for path in isa.PATHS for precision in PRECISIONS if usable(path, precision)]
+
+
+@pytest.fixture(params=KERNELS, ids=" ".join)
+def kernel(request, monkeypatch) -> tuple[str, str]:
+    """Every instruction path and precision of this machine in turn; QWEN3NP_ISA asks for the path."""
+    monkeypatch.setenv("QWEN3NP_ISA", request.param[0])
+    return request.param
 
 
 @pytest.fixture(scope="session")

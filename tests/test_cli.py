@@ -78,7 +78,7 @@ def test_embed_reads_a_text_a_line_from_stdin(run, tiny, end, last):
 )
 def test_embed_options_are_those_of_encode(run, tiny, model, options, arguments):
     _, out, _ = run("embed", "--model", tiny, *options, *TEXTS)
-    np.testing.assert_allclose(embeddings(out), model.encode(TEXTS, **arguments), atol=1e-6)
+    np.testing.assert_allclose(embeddings(out), model.encode(TEXTS, **arguments), atol=2e-5)  # "high" on AMX
     if options == ["--query"]:
         np.testing.assert_array_equal(embeddings(out), model.encode_query(TEXTS))
 

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from qwen3np import Embedder, reference
+from qwen3np import Embedder, quantization_ranges, quantize_embeddings, reference
 from qwen3np.published import CARD_DOCUMENTS, CARD_QUERIES
 
 TEXTS = ["", " ", "a", "The capital of China is Beijing.", "中国的首都是北京。", "😀" * 20, "word " * 60]
@@ -19,8 +19,9 @@ def model(tiny):
     return Embedder(tiny)
 
 
-def test_vectors_are_the_reading_copy(model):
+def test_vectors_are_the_reading_copy(tiny):
     """encode = reference.encode of the token ids, pooled, cut, normalised; in the caller's order."""
+    model = Embedder(tiny, matmul_precision="highest")
     c, w = model.config, model.checkpoint.weights(np.float64)
     states = reference.encode(
         model.tokenize(TEXTS), w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
@@ -87,7 +88,7 @@ def test_a_dimension_out_of_range_is_refused(tiny, model, dim):
             call()
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.5, None])
+@pytest.mark.parametrize("size", [0, -1, 2.5, "1"])
 def test_a_batch_size_below_one_is_refused(model, size):
     with pytest.raises(ValueError, match="batch_size must be a positive integer"):
         model.encode(["a"], batch_size=size)
@@ -103,6 +104,113 @@ def test_other_arguments_are_refused(tiny, model):
     for length in (0, 32769, 1.5):
         with pytest.raises(ValueError, match="max_seq_length"):
             Embedder(tiny, max_seq_length=length)
+
+
+def test_arguments_of_pytorch_are_refused_with_what_to_do(tiny, model):
+    for arguments, instead in (
+        ({"convert_to_tensor": True}, "torch.from_numpy"),
+        ({"convert_to_numpy": False}, "torch.from_numpy"),
+        ({"device": "cuda"}, "num_threads"),
+        ({"pool": {}}, "num_threads"),
+    ):
+        with pytest.raises(TypeError, match=f"not possible without PyTorch: .*{instead}"):
+            model.encode("a", **arguments)
+    model.encode("a", convert_to_tensor=False, convert_to_numpy=True, device="cpu")
+    with pytest.raises(TypeError, match="matmul_precision"):
+        Embedder(tiny, model_kwargs={"torch_dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="output_value 'tokens' is not one of"):
+        model.encode("a", output_value="tokens")
+    with pytest.raises(ValueError, match="precision 'int4' is not one of"):
+        model.encode("a", precision="int4")
+    with pytest.raises(ValueError, match="similarity 'jaccard' is not one of"):
+        Embedder(tiny, similarity_fn_name="jaccard")
+
+
+def test_any_iterable_and_a_stream(model):
+    """Generators, tuples, arrays; encode_stream reads no more than it needs."""
+    expected = model.encode(TEXTS)
+    for inputs in ((t for t in TEXTS), tuple(TEXTS), dict.fromkeys(TEXTS), np.array(TEXTS, object)):
+        np.testing.assert_array_equal(model.encode(inputs), expected)
+    read = []
+
+    def reading():
+        for text in TEXTS * 3:
+            read.append(text)
+            yield text
+
+    chunks = model.encode_stream(reading(), chunk_size=5, truncate_dim=40)
+    first = next(chunks)
+    assert first.shape == (5, 40) and len(read) == 5
+    vectors = np.concatenate([first, *chunks])
+    np.testing.assert_array_equal(vectors, model.encode(TEXTS * 3, truncate_dim=40))
+    with pytest.raises(TypeError, match="found one str"):
+        next(model.encode_stream("text"))
+    with pytest.raises(ValueError, match="chunk_size"):
+        next(model.encode_stream(TEXTS, chunk_size=0))
+
+
+def test_an_instruction_is_the_cards_prompt(model):
+    prompt = "Instruct: Find the law\nQuery:"
+    np.testing.assert_array_equal(
+        model.encode(TEXTS, instruction="Find the law"), model.encode(TEXTS, prompt=prompt)
+    )
+    np.testing.assert_array_equal(
+        model.encode_query(TEXTS, instruction="Find the law"), model.encode([prompt + t for t in TEXTS])
+    )
+    with pytest.raises(ValueError, match="give one"):
+        model.encode("a", prompt="a", instruction="b")
+    with pytest.raises(TypeError, match="instruction is int"):
+        model.encode("a", instruction=3)
+
+
+def test_what_texts_share_is_computed_once(tiny, monkeypatch):
+    """Identical texts, and the tokens of a named prompt: those of a query alone, from the second call on."""
+    model = Embedder(tiny)
+    texts = [f"query number {i}" for i in range(40)]
+    plain = np.stack([model.encode(model.prompts["query"] + text) for text in texts])
+    computed = []
+    run = model.backend._run
+
+    def counting(batch, known, saved):
+        computed.append(sum(len(text) - len(known) for text in batch))
+        return run(batch, known, saved)
+
+    monkeypatch.setattr(model.backend, "_run", counting)
+    np.testing.assert_array_equal(model.encode_query(texts * 3), np.concatenate([plain] * 3))
+    prompt = len(model.tokenize("", prompt_name="query")[0]) - 2
+    lengths = [len(ids) for ids in model.tokenize(texts, prompt_name="query")]
+    assert sum(computed) <= sum(lengths) - 38 * prompt
+    computed.clear()
+    np.testing.assert_array_equal(model.encode_query(texts[0]), plain[0])
+    assert computed[0] <= lengths[0] - prompt
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_token_embeddings(tiny, backend):
+    """All tokens' states after the final norm; the last one's is the text's vector."""
+    model = Embedder(tiny, backend=backend)
+    states = model.encode(TEXTS, output_value="token_embeddings")
+    for x_TD, text, vector in zip(states, TEXTS, model.encode(TEXTS), strict=True):
+        assert x_TD.shape == (len(model.tokenize(text)[0]), 96) and x_TD.dtype == np.float32
+        np.testing.assert_array_equal(reference.normalize(x_TD[-1:])[0], vector)
+        np.testing.assert_array_equal(model.encode(text, output_value="token_embeddings"), x_TD)
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_encode_quantises(model, precision):
+    whole = model.encode(TEXTS)
+    np.testing.assert_array_equal(
+        model.encode(TEXTS, precision=precision), quantize_embeddings(whole, precision)
+    )
+    ranges = quantization_ranges(whole)
+    np.testing.assert_array_equal(
+        model.encode(TEXTS[0], precision=precision, ranges=ranges),
+        quantize_embeddings(whole, precision)[0],
+    )
+    np.testing.assert_array_equal(
+        model.encode(TEXTS[:2], precision=precision, calibration_embeddings=whole),
+        quantize_embeddings(whole, precision)[:2],
+    )
 
 
 def test_truncation_is_reported_and_keeps_the_last_token(tiny, caplog):

@@ -290,8 +290,9 @@ def test_an_output_is_replaced_only_if_asked(embed, model, tmp_path):
 
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("ids", [None, IDS], ids=["numbered", "named"])
-def test_search_agrees_with_brute_force(embed, model, tmp_path, output, ids):
-    """With ids and texts, where the output has them or --texts names the input."""
+def test_search_agrees_with_brute_force(embed, model, tmp_path, monkeypatch, output, ids):
+    """With ids and texts, where the output has them or --texts names the input; over two blocks."""
+    monkeypatch.setattr("qwen3np.files.saved.BLOCK", 4)
     write_input(tmp_path / "in.jsonl", TEXTS, ids)
     out = f"out{output}"
     assert embed("in.jsonl", "--output", out, "--dim", "48")[0] == 0

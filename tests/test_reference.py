@@ -50,12 +50,12 @@ def frozen_stages(length: int):
         for name in (f"layers.{i}.self_attn", f"layers.{i}.mlp", f"layers.{i}"):
             yield name, states[name]
     yield "norm", states["norm"]
-    pooled = states["norm"][-1].astype(np.float64)
+    pooled = states["norm"][-1:].astype(np.float64)
     yield "pooled", pooled / np.linalg.norm(pooled)
 
 
 def compare(length: int, dtype=np.float64, ref: types.ModuleType = reference) -> list[parity.Row]:
-    stages = parity.reference_stages(FROZEN[f"{length}/ids"], Weights(Frozen(), np.dtype(dtype)), ref)
+    stages = parity.reference_stages([FROZEN[f"{length}/ids"]], Weights(Frozen(), np.dtype(dtype)), ref)
     return parity.compare(frozen_stages(length), stages, TOLERANCE[dtype])
 
 
@@ -75,7 +75,7 @@ def test_encode_is_the_stages_in_one_go():
         texts, weights.embed_tokens, weights.layers, weights.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
     )
     for ids, x_TD in zip(texts, states, strict=True):
-        np.testing.assert_array_equal(x_TD, dict(parity.reference_stages(ids, weights))["norm"])
+        np.testing.assert_array_equal(x_TD, dict(parity.reference_stages([ids], weights))["norm"])
 
 
 # One line of the reading copy changed: what it says, what it becomes, the first stage that must be found
@@ -130,7 +130,7 @@ def test_one_flipped_weight_is_found():
     bits = checkpoint.tensors[name].data.copy()
     bits[3, 5] ^= 0x8000  # the sign of one of 3,840 weights
     checkpoint.tensors[name] = Tensor(name, "BF16", bits)
-    stages = parity.reference_stages(FROZEN["18/ids"], Weights(checkpoint, np.dtype(np.float32)))
+    stages = parity.reference_stages([FROZEN["18/ids"]], Weights(checkpoint, np.dtype(np.float32)))
     rows = parity.compare(frozen_stages(18), stages, TOLERANCE[np.float32])
     assert next(row.stage for row in rows if not row.ok) == "layers.1.mlp"
 
@@ -139,7 +139,7 @@ def test_a_missing_last_token_is_another_vector():
     """Without the appended token another state is pooled."""
     weights = Weights(Frozen(), np.dtype(np.float64))
     ids = FROZEN["18/ids"]
-    whole, cut = (dict(parity.reference_stages(i, weights))["pooled"] for i in (ids, ids[:-1]))
+    whole, cut = (dict(parity.reference_stages([i], weights))["pooled"] for i in (ids, ids[:-1]))
     assert np.abs(whole - cut).max() > 0.01
 
 

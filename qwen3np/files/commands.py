@@ -44,14 +44,7 @@ def input_file(args: argparse.Namespace) -> Path | None:
 
 def prompt_of(model: Embedder, args: argparse.Namespace) -> str:
     """What the options put before each text."""
-    if args.instruction is not None:
-        return f"Instruct: {args.instruction}\nQuery:"
-    if args.prompt is not None:
-        return str(args.prompt)
-    name = "query" if args.query else model.default_prompt_name
-    if name is not None and name not in model.prompts:
-        raise ValueError(f"prompt name {name!r} is not one of {sorted(model.prompts)}")
-    return model.prompts[name] if name is not None else ""
+    return model._prompt_text("query" if args.query else None, args.prompt, args.instruction)
 
 
 def embed(args: argparse.Namespace, source: Path, load: Callable[[], Embedder]) -> None:
@@ -155,22 +148,37 @@ def search(args: argparse.Namespace, load: Callable[[], Embedder]) -> None:
             f"{args.corpus}: holds vectors of {corpus.dim} channels, and {args.model} gives {width} or, cut, "
             "at least 32: name the model that made them with --model"
         )
-    prompt = None
-    if args.instruction is not None or args.prompt is not None:
-        prompt = prompt_of(model, args)
-    queries = model.encode_query(args.queries, prompt=prompt, truncate_dim=corpus.dim)
-    hits = semantic_search(queries, corpus.blocks(), args.top_k)
-    rows = {int(hit["corpus_id"]) for found in hits for hit in found}
+    queries = model.encode_query(
+        args.queries, prompt=args.prompt, instruction=args.instruction, truncate_dim=corpus.dim
+    )
+    hits = _nearest(queries, corpus, args.top_k, model.similarity_fn_name)
+    rows = {hit["corpus_id"] for found in hits for hit in found}
     found = _with_texts(args, corpus, rows)
     for query, best in zip(args.queries, hits, strict=True):
         results = []
         for hit in best:
-            id, text = found[int(hit["corpus_id"])]
+            id, text = found[hit["corpus_id"]]
             results.append({"row": hit["corpus_id"], "id": id, "score": hit["score"], "text": text})
         if args.json:
             print(json.dumps({"query": query, "results": results}, ensure_ascii=False))
         else:
             print(_table(query, results), end="\n\n")
+
+
+def _nearest(
+    queries: Any, corpus: saved.Saved, top_k: int, score_function: str
+) -> list[list[dict[str, Any]]]:
+    """`semantic_search` of one block after the other."""
+    best: list[list[dict[str, Any]]] = [[] for _ in queries]
+    first = 0
+    for block in corpus.blocks():
+        hits = semantic_search(queries, block, top_k, score_function=score_function)
+        for found, more in zip(best, hits, strict=True):
+            found += [{**hit, "corpus_id": first + hit["corpus_id"]} for hit in more]
+            found.sort(key=lambda hit: -hit["score"])  # stable: of equal scores the first row stays first
+            del found[top_k:]
+        first += len(block)
+    return best
 
 
 def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -> dict[int, saved.Found]:

@@ -1,0 +1,214 @@
+"""Reranker: how well a document answers a query, as the model's "yes" against its "no".
+
+The model reads the pair in a conversation (tokenizer.py has the words) and is asked for the next token. Of
+the
+logits of all 151669 tokens two matter: score = logit("yes") - logit("no"), and sigmoid(score) is the
+probability of "yes" among the two, the number of the model card. So two rows of lm_head are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import check_backend, make_backend
+from .checkpoint import Checkpoint
+from .errors import CheckpointError
+from .hub import locate
+from .modules import load_answer_ids
+from .progress import progress_bar
+from .tokenizer import RerankerTokenizer
+from .torch_only import refuse
+
+Scores = NDArray[np.float32]
+
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # model card
+ENOUGH = 4  # documents of one query that are computed apart from other queries', to share its tokens
+
+
+def sigmoid(x: NDArray[Any]) -> NDArray[Any]:
+    """1 / (1 + e^-x), without overflow."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
+
+
+class Reranker:
+    """A Qwen3-Reranker model. The argument names and their meaning are those of sentence-transformers'
+    CrossEncoder.
+
+    Args:
+        model_name_or_path: a Hub id (downloaded once into the Hub cache) or a folder in the Hub's layout.
+        instruction: what makes a document a good one, in a sentence; default: the model card's, for web
+        search.
+        max_length: longest conversation in tokens; what is beyond is cut from the end of the document.
+        revision, cache_folder, local_files_only, token: as in huggingface_hub.
+        backend, matmul_precision, num_threads: as for Embedder.
+
+    Raises CheckpointError if the model's files are missing, damaged, or those of an embedding model.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | Path = "Qwen/Qwen3-Reranker-0.6B",
+        *,
+        instruction: str | None = None,
+        max_length: int = 8192,
+        revision: str | None = None,
+        cache_folder: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        backend: str = "auto",
+        matmul_precision: str = "high",
+        num_threads: int | None = None,
+        **torch_only: Any,
+    ) -> None:
+        refuse(torch_only, "Reranker")
+        check_backend(backend)
+        folder = locate(
+            model_name_or_path,
+            revision=revision,
+            cache_folder=cache_folder,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        answers = load_answer_ids(folder)
+        self.checkpoint = Checkpoint(folder)
+        self.config = self.checkpoint.config
+        self.tokenizer = RerankerTokenizer(folder / "tokenizer.json", self.config.vocab_size)
+        self.instruction = self._check_instruction(instruction or INSTRUCTION)
+        around = len(self.tokenizer.system) + len(self.tokenizer.answer)
+        limit = self.config.max_position_embeddings
+        self.max_length = max_length
+        if type(max_length) is not int or not around < max_length <= limit:
+            raise ValueError(
+                f"max_length = {max_length!r} must be between {around + 1} (the prompt alone has {around} "
+                f"tokens) and {limit} (max_position_embeddings)"
+            )
+        self._yes_minus_no = self._difference(answers or self._answers_of_tokenizer())
+        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads)
+
+    def __repr__(self) -> str:
+        return f"Reranker({str(self.checkpoint.folder)!r}, backend={self.backend.name!r})"
+
+    def predict(
+        self,
+        inputs: Sequence[str] | Iterable[Sequence[str]],
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        activation_fn: Callable[[Scores], Any] | None = sigmoid,
+        *,
+        instruction: str | None = None,
+        raw_scores: bool = False,
+        **torch_only: Any,
+    ) -> Any:
+        """(query, document) pairs -> probabilities of "yes", float32 [pairs]; one pair -> one number.
+
+        Args:
+            inputs: pairs of str, or one pair.
+            batch_size: pairs computed at a time, at the most; it changes memory and speed, never a score.
+            show_progress_bar: None shows it when the logger "qwen3np" is at INFO or below.
+            activation_fn: what is made of the scores; None leaves them as they are, logit("yes") -
+            logit("no").
+            raw_scores: the same as activation_fn=None.
+            instruction: for this call, in place of the model's.
+
+        A pair's score has the same bits in any call. What pairs begin with, the instruction and the query of
+        one query's documents, is computed once. An empty query or document is scored as it is. Raises
+        TypeError or ValueError for what is no pair of valid str."""
+        refuse(torch_only, "predict")
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+            raise ValueError(f"batch_size must be a positive integer, found {batch_size!r}")
+        pairs: list[Any] = list(inputs)
+        single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
+        if single:
+            pairs = [pairs]
+        ids = self.tokenize(pairs, instruction=instruction)
+        scores = np.empty(len(ids), np.float32)
+        with progress_bar(len(ids), show_progress_bar, "pairs") as bar:
+            for rows in self._together([query for query, _ in pairs], ids):
+                states = self.backend.encode(
+                    [ids[i] for i in rows], self.tokenizer.system, batch_size, bar.update
+                )
+                # float64: of two large, nearly equal logits the difference is what counts.
+                scores[rows] = (states.astype(np.float64) * self._yes_minus_no).sum(axis=1)
+        result = scores if raw_scores or activation_fn is None else activation_fn(scores)
+        return result[0] if single else result
+
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        **arguments: Any,
+    ) -> list[dict[str, Any]]:
+        """The documents for a query, best first: {"corpus_id", "score"} each, and "text" if asked for.
+
+        Equal scores come in the order of the documents. Takes predict's arguments.
+        """
+        if top_k is not None and (type(top_k) is not int or top_k < 1):
+            raise ValueError(f"top_k must be a positive integer, found {top_k!r}")
+        if isinstance(documents, str):
+            raise TypeError("documents must be a list of texts, found one str")
+        texts = list(documents)
+        scores = self.predict([(query, text) for text in texts], **arguments)
+        order = np.argsort(-np.asarray(scores), kind="stable")[:top_k]
+        ranked: list[dict[str, Any]] = [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
+        if return_documents:
+            for entry in ranked:
+                entry["text"] = texts[entry["corpus_id"]]
+        return ranked
+
+    def tokenize(self, pairs: Iterable[Sequence[str]], *, instruction: str | None = None) -> list[list[int]]:
+        """(query, document) pairs -> lists of token ids exactly as `predict` uses them."""
+        checked = []
+        for i, pair in enumerate(pairs):
+            if isinstance(pair, str) or len(pair) != 2:
+                raise TypeError(f"input {i} is no pair of a query and a document: {str(pair)[:60]!r}")
+            checked.append((pair[0], pair[1]))
+        instruction = self.instruction if instruction is None else self._check_instruction(instruction)
+        return self.tokenizer.encode(checked, instruction, self.max_length)
+
+    def _together(self, queries: list[str], ids: list[list[int]]) -> list[list[int]]:
+        """Numbers of the pairs, longest first, in groups: the pairs of a query that has several documents
+        begin with the same tokens; all others are one group."""
+        of_query: dict[str, list[int]] = {}
+        for i in sorted(range(len(ids)), key=lambda i: -len(ids[i])):
+            of_query.setdefault(queries[i], []).append(i)
+        groups = [rows for rows in of_query.values() if len(rows) >= ENOUGH]
+        others = [i for rows in of_query.values() if len(rows) < ENOUGH for i in rows]
+        return groups + ([others] if others else [])
+
+    def _difference(self, answers: tuple[int, int]) -> NDArray[np.float64]:
+        """Row "yes" less row "no" of lm_head, [hidden_size]."""
+        name = "embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
+        if name not in self.checkpoint.tensors:
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: has no lm_head.weight, and config.json's tie_word_embeddings is "
+                "false: the last shard is missing, or this is no reranker"
+            )
+        if max(answers) >= self.config.vocab_size:
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: the answers' token ids are {answers[0]} and {answers[1]}, but "
+                f"vocab_size is {self.config.vocab_size}; the files are of two models"
+            )
+        yes, no = self.checkpoint.weights(np.float64).rows(name)[list(answers)]
+        return yes - no
+
+    def _answers_of_tokenizer(self) -> tuple[int, int]:
+        yes, no = self.tokenizer.token_id("yes"), self.tokenizer.token_id("no")
+        if yes is None or no is None:
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: there is no 1_LogitScore/config.json that names the answers' "
+                'tokens, and tokenizer.json has no "yes" and "no"'
+            )
+        return yes, no
+
+    @staticmethod
+    def _check_instruction(instruction: str) -> str:
+        if not isinstance(instruction, str):
+            raise TypeError(f"instruction is {type(instruction).__name__}, expected str")
+        return instruction

@@ -1,0 +1,52 @@
+"""README.md's snippets and examples/: run as a user would, on a generated model."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3np import Embedder, semantic_search
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODEL = "Qwen/Qwen3-Embedding-0.6B"
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_readme_snippet(tiny, tmp_path, number):
+    """In a process and folder of its own; the Hub id stands for a generated model here."""
+    code = PYTHON[number].replace(MODEL, str(tiny))
+    options = {"cwd": tmp_path, "capture_output": True, "encoding": "utf-8", "timeout": 120}
+    run = subprocess.run([sys.executable, "-c", code], **options)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.examples
+def test_langchain_finds_what_exact_search_finds(tiny):
+    pytest.importorskip("langchain_core", reason='needs the extra: pip install ".[examples]"')
+    example = runpy.run_path(str(ROOT / "examples" / "langchain_embeddings.py"))
+    found = example["main"](str(tiny))
+    model = Embedder(tiny)
+    [best] = semantic_search(model.encode_query("Why do things fall?"), model.encode_document(found))
+    assert [r["corpus_id"] for r in best] == [0, 1, 2]
+    np.testing.assert_array_equal(
+        np.float32(example["Qwen3Embeddings"](model).embed_query("a")), model.encode_query("a")
+    )
+
+
+@pytest.mark.examples
+def test_lancedb_finds_what_exact_search_finds(tiny):
+    pytest.importorskip("lancedb", reason='needs the extra: pip install ".[examples]"')
+    example = runpy.run_path(str(ROOT / "examples" / "lancedb_search.py"))
+    model = Embedder(tiny)
+    [best] = semantic_search(
+        model.encode_query("Why do things fall?"), model.encode_document(example["DOCUMENTS"])
+    )
+    assert example["main"](str(tiny)) == [example["DOCUMENTS"][r["corpus_id"]] for r in best]

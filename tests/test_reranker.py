@@ -1,0 +1,221 @@
+"""Reranker: the card's prompt and scores, the promises of the interface, on tiny generated models."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qwen3np import CheckpointError, Embedder, Reranker, reference
+from qwen3np.reranker import INSTRUCTION, sigmoid
+from qwen3np.synth import LIKE, synthesize
+from qwen3np.tokenizer import RerankerTokenizer
+
+QUERY = "Which planet is known as the Red Planet?"
+DOCUMENTS = [
+    "Venus is Earth's twin.",
+    "Mars is the Red Planet.",
+    "",
+    "木星 is large. " * 20,
+    "a\x00b {query}\n",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return synthesize(tmp_path_factory.mktemp("reranker") / "tied", "reranker-tiny")
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LIKE, "reranker-tiny", replace(LIKE["reranker-tiny"], tie_word_embeddings=False))
+        return synthesize(tmp_path_factory.mktemp("reranker") / "untied", "reranker-tiny")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return Reranker(folder)
+
+
+def exact(folder, pairs):
+    """yes - no in float64: the reading copy and all of lm_head."""
+    model = Reranker(folder, backend="numpy")
+    c, w = model.config, model.checkpoint.weights(np.float64)
+    states = reference.encode(
+        model.tokenize(pairs), w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
+    )
+    name = "embed_tokens" if c.tie_word_embeddings else "lm_head"
+    head_VD = model.checkpoint.tensors[f"{name}.weight"].widen(np.float64)
+    logits = np.stack([x_TD[-1] @ head_VD.T for x_TD in states])
+    ids = json.loads((folder / "1_LogitScore/config.json").read_text())
+    return logits[:, ids["true_token_id"]] - logits[:, ids["false_token_id"]], np.abs(logits).max()
+
+
+@pytest.mark.parametrize("precision, tolerance", [("highest", 1e-6), ("high", 2e-5)])
+@pytest.mark.parametrize("kind", ["folder", "untied"])
+def test_scores_are_the_logits_difference(request, kind, precision, tolerance):
+    folder = request.getfixturevalue(kind)
+    pairs = [(QUERY, d) for d in DOCUMENTS] + [("", DOCUMENTS[0])]
+    expected, scale = exact(folder, pairs)
+    model = Reranker(folder, matmul_precision=precision)
+    raw = model.predict(pairs, raw_scores=True)
+    assert raw.dtype == np.float32
+    np.testing.assert_allclose(raw, expected, atol=tolerance * scale)
+    np.testing.assert_array_equal(model.predict(pairs, activation_fn=None), raw)
+    np.testing.assert_allclose(model.predict(pairs), 1 / (1 + np.exp(-expected)), atol=tolerance * scale)
+    np.testing.assert_array_equal(model.predict(pairs, activation_fn=lambda x: 2 * x), 2 * raw)
+
+
+def test_sigmoid_has_no_overflow():
+    x = np.float32([-1e4, -50, -1, 0, 1, 50, 1e4])
+    np.testing.assert_allclose(
+        sigmoid(x), [0, np.exp(-50), 1 / (1 + np.e), 0.5, np.e / (1 + np.e), 1, 1], rtol=1e-6
+    )
+
+
+def test_the_prompt_is_the_cards(model, assets):
+    """Prefix, body as one string, suffix; with the real tokenizer, the ids of shared/model_facts.md."""
+    [ids] = model.tokenize([("q {x}", "d")])
+    text = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+        'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+        f"<Instruct>: {INSTRUCTION}\n<Query>: q {{x}}\n<Document>: d<|im_end|>\n<|im_start|>assistant\n"
+        "<think>\n\n</think>\n\n"
+    )
+    assert model.tokenizer.decode(ids) == text
+    [other] = model.tokenize([("q", "d")], instruction="Be {kind}")
+    assert "<Instruct>: Be {kind}\n" in model.tokenizer.decode(other)
+    real = RerankerTokenizer(assets / "tokenizers" / "qwen3_base.tokenizer.json", 151669)
+    assert len(real.system) == 39
+    assert real.answer == [151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]
+    assert (real.token_id("yes"), real.token_id("no")) == (9693, 2152)
+
+
+def test_a_pair_has_the_same_bits_in_any_company(model):
+    """Alone, among 100, in any order and batch, with other queries between, with the system's part kept."""
+    documents = [f"{d} {i}" for i in range(20) for d in DOCUMENTS]
+    pairs = [(QUERY if i % 3 else f"query {i}", d) for i, d in enumerate(documents)]
+    alone = np.float32([model.predict([pair], raw_scores=True)[0] for pair in pairs])
+    np.testing.assert_array_equal(model.predict(pairs, raw_scores=True), alone)
+    order = np.random.default_rng(0).permutation(len(pairs))
+    for size in (None, 1, 7):
+        shuffled = model.predict([pairs[i] for i in order], batch_size=size, raw_scores=True)
+        np.testing.assert_array_equal(shuffled, alone[order])
+
+
+def test_what_pairs_share_is_computed_once(folder, monkeypatch):
+    model = Reranker(folder)
+    computed = []
+    run = model.backend._run
+
+    def counting(texts, known, saved):
+        computed.append(sum(len(text) - len(known) for text in texts))
+        return run(texts, known, saved)
+
+    monkeypatch.setattr(model.backend, "_run", counting)
+    pairs = [(QUERY, f"number {i}") for i in range(40)]
+    lengths = [len(ids) for ids in model.tokenize(pairs)]
+    model.predict(pairs)
+    assert sum(computed) < 0.5 * sum(lengths)
+    computed.clear()
+    model.predict(("another query", "document"))  # alone: the system's part is still there
+    [ids] = model.tokenize([("another query", "document")])
+    assert sum(computed) == len(ids) - len(model.tokenizer.system)
+
+
+def test_rank(model):
+    ranked = model.rank(QUERY, DOCUMENTS, return_documents=True)
+    scores = model.predict([(QUERY, d) for d in DOCUMENTS])
+    assert [r["corpus_id"] for r in ranked] == np.argsort(-scores, kind="stable").tolist()
+    assert [r["text"] for r in ranked] == [DOCUMENTS[r["corpus_id"]] for r in ranked]
+    assert [r["score"] for r in ranked] == sorted(scores.tolist(), reverse=True)
+    assert model.rank(QUERY, DOCUMENTS, top_k=2) == [
+        {k: r[k] for k in ("corpus_id", "score")} for r in ranked[:2]
+    ]
+    assert model.rank(QUERY, []) == []
+    assert [r["corpus_id"] for r in model.rank(QUERY, ["same", "same"])] == [0, 1]
+
+
+def test_one_pair_gives_one_number(model):
+    one = model.predict((QUERY, DOCUMENTS[0]))
+    assert np.ndim(one) == 0 and one == model.predict([(QUERY, DOCUMENTS[0])])[0]
+    assert model.predict([]).shape == (0,)
+    assert model.predict([[QUERY, "a"]]).shape == (1,)
+
+
+def test_only_the_body_is_cut(folder, caplog):
+    """The document first, then the query; the answer's part always stands at the end. It is reported."""
+    model = Reranker(folder, max_length=400)
+    around = len(model.tokenizer.system) + len(model.tokenizer.answer)
+    with caplog.at_level(logging.WARNING, logger="qwen3np"):
+        whole, long_document, long_query = model.tokenize(
+            [("q", "d"), ("q", "word " * 100_000), ("word " * 1000, "the document")]
+        )
+    assert "2 of 3 pairs cut to max_length = 400" in caplog.text
+    for ids in (long_document, long_query):
+        assert len(ids) == 400
+        assert ids[: len(model.tokenizer.system)] == model.tokenizer.system
+        assert ids[-len(model.tokenizer.answer) :] == model.tokenizer.answer
+    assert whole[:around] == long_document[:around] and "the document" not in model.tokenizer.decode(
+        long_query
+    )
+
+
+def test_the_wrong_class_names_the_right_one(tiny, folder):
+    with pytest.raises(CheckpointError, match=r"is an embedding model .*: use qwen3np\.Embedder"):
+        Reranker(tiny)
+    with pytest.raises(CheckpointError, match=r"is a reranker .*: use qwen3np\.Reranker"):
+        Embedder(folder)
+
+
+def test_damaged_models_are_refused(untied, folder, tmp_path):
+    copy = shutil.copytree(untied, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    shutil.copyfile(folder / "model.safetensors", copy / "model.safetensors")
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="has no lm_head.weight"):
+        Reranker(copy)
+    answers = copy / "1_LogitScore" / "config.json"
+    for ids, message in (
+        ({"true_token_id": 5, "false_token_id": 5}, "must be two token ids, found 5 and 5"),
+        ({"true_token_id": "5"}, "must be two token ids, found '5' and None"),
+        ({"true_token_id": 2048, "false_token_id": 1}, "but vocab_size is 2048"),
+    ):
+        (copy / "config.json").write_text((folder / "config.json").read_text())
+        answers.write_text(json.dumps(ids))
+        with pytest.raises(CheckpointError, match=message):
+            Reranker(copy)
+    (copy / "modules.json").unlink()  # a copy older than these files, with a tokenizer that has no "yes"
+    with pytest.raises(CheckpointError, match='has no "yes" and "no"'):
+        Reranker(copy)
+
+
+def test_bad_arguments_are_refused(model, folder):
+    for inputs, message in (
+        (["abc"], "input 0 is no pair"),
+        ([("a", "b", "c")], "input 0 is no pair"),
+        ([("a", 3)], "the document of pair 0 is int"),
+        ([("a", "b"), (None, "b")], "the query of pair 1 is NoneType"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            model.predict(inputs)
+    with pytest.raises(ValueError, match="the document of pair 0 is not valid Unicode"):
+        model.predict([("a", "\ud800")])
+    with pytest.raises(TypeError, match="found one str"):
+        model.rank("a", "b")
+    with pytest.raises(ValueError, match="top_k"):
+        model.rank("a", ["b"], top_k=0)
+    with pytest.raises(ValueError, match="batch_size"):
+        model.predict([("a", "b")], batch_size=0)
+    with pytest.raises(TypeError, match="instruction is int"):
+        model.predict([("a", "b")], instruction=3)
+    with pytest.raises(TypeError, match="torch.from_numpy"):
+        model.predict([("a", "b")], convert_to_tensor=True)
+    for length in (20, 40961, 100.5):
+        with pytest.raises(ValueError, match="max_length"):
+            Reranker(folder, max_length=length)
