@@ -1,7 +1,7 @@
 """Ways to run the same model on the same CPU, each in a process of its own.
 
 A contender takes token ids, a list of lists, and gives unit vectors [texts, hidden_size] of the last tokens.
-Texts of unequal length are sorted and padded in batches of 32 where the contender needs padding. A peer that is
+A contender takes token ids, a list of lists, and gives unit vectors [texts, hidden_size] of the last
 not installed, or whose export fails, says so and is left out.
 """
 
@@ -28,7 +28,9 @@ def normalize(x: Any) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def in_batches(ids: Ids, run: Callable[[np.ndarray, np.ndarray], np.ndarray], most: int = BATCH) -> np.ndarray:
+def in_batches(
+    ids: Ids, run: Callable[[np.ndarray, np.ndarray], np.ndarray], most: int = BATCH
+) -> np.ndarray:
     """Longest first, padded behind; run(input_ids, attention_mask) gives the states [texts, tokens, D]."""
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     vectors: list[Any] = [None] * len(ids)
@@ -142,7 +144,9 @@ def _last_states(folder: Path) -> Any:
     class LastStates(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+            self.model = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="eager"
+            ).eval()
 
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
             options = {"use_cache": False, "attention_mask": attention_mask}
@@ -251,7 +255,9 @@ def worker(connection: Connection, name: str, folder: Path, threads: int) -> Non
     """One contender, in its process: answers (method, arguments) with ("ok", seconds, result) or ("error",
     text)."""
     # Threads that wait by spinning would take the cores from the contender that is being timed.
-    os.environ.update(OMP_WAIT_POLICY="PASSIVE", KMP_BLOCKTIME="0", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="0")
+    os.environ.update(
+        OMP_WAIT_POLICY="PASSIVE", KMP_BLOCKTIME="0", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="0"
+    )
     made: Any = None
     while True:
         try:

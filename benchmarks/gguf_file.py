@@ -67,7 +67,10 @@ def _tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> None:
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list([words.get(i, f"[PAD{i}]") for i in range(vocab_size)])
     writer.add_token_types(
-        [kinds.CONTROL if i in added else kinds.NORMAL if i in words else kinds.UNUSED for i in range(vocab_size)]
+        [
+            kinds.CONTROL if i in added else kinds.NORMAL if i in words else kinds.UNUSED
+            for i in range(vocab_size)
+        ]
     )
     merges = tokenizer["model"]["merges"]
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
