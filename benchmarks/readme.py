@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import report
+
 from qwen3np.synth import synthesize
 
 ROOT = Path(__file__).parent.parent
@@ -60,36 +62,25 @@ def accuracy() -> str:
 
 
 def speed() -> str:
-    """Rows of benchmarks/engine.py; those that lose are there too."""
-    results = json.loads((ROOT / "benchmarks/results/engine.json").read_text())
-    lines = ["| | qwen3np | | peer | | times faster |", "|---|---|---|---|---|---|"]
-    figures = []
-    for row in results["rows"]:
-        if "value" in row:
-            figures.append(f"{row['workload']}: {row['value']:.3g}")
-            continue
-        mine, other = (
-            f"{row[middle]:,.0f} ms ({row[spread][0]:,.0f}-{row[spread][1]:,.0f})"
-            for middle, spread in (("ms", "range"), ("peer_ms", "peer_range"))
-        )
-        if row["workload"] == "1x16":
-            figures.append(
-                f"one text of 16 tokens: {row['ms']:.0f} ms, {row['ratio']:.2f} times as long as reading the "
-                "weights from memory"
-            )
-            continue
-        cells = (row["workload"], row["ours"], mine, row["peer"], other, f"{row['ratio']:.2f}")
-        lines.append("| " + " | ".join(cells) + " |")
+    """Of benchmarks/run.py; rows where a peer wins are there too."""
+    results = report.load()
     about = results["about"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return (
-        "\n".join(lines)
-        + "\n\n"
-        + "; ".join(figures)
-        + (
-            f".\n\nMedian (range), {about['threads']} threads of a {about['cpu']} CPU (instruction path "
-            f"{about['isa']}), {about['date']}; {versions}."
-        )
+    paths = ", ".join(f'"{precision}" {path}' for precision, path in about["isa"].items())
+    machine = (
+        f"Milliseconds, median (range); {about['threads']} threads of a {about['cpu']} CPU ({paths}), "
+        f"{about['date']}; {versions}."
+    )
+    fold = "<details><summary>{}</summary>\n\n{}\n\n</details>"
+    return "\n\n".join(
+        [
+            report.table(results),
+            machine,
+            report.processes(results),
+            fold.format("Against this project's own bars", report.bars(results)),
+            fold.format("Against what the machine can do", report.bounds(results)),
+            "![tokens a second and memory against length](benchmarks/results/growth.png)",
+        ]
     )
 
 

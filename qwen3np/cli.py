@@ -1,4 +1,4 @@
-"""The command line: qwen3np embed | similarity | rerank | verify | info | synth | demo."""
+"""The command line: qwen3np embed | search | similarity | rerank | verify | info | synth | demo."""
 
 from __future__ import annotations
 
@@ -48,31 +48,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def embed(args: argparse.Namespace) -> None:
-    texts = args.texts or _stdin_lines()
-    if args.output is not None and args.output.suffix != ".npy":
-        raise ValueError(f"--output {args.output}: the name must end in .npy")
-    if args.output is not None and not args.output.parent.is_dir():
-        raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}")
-    vectors = _load(args).encode(
-        texts, prompt_name="query" if args.query else None, prompt=args.prompt, truncate_dim=args.dim
-    )
+    from .files import commands, outputs
+
+    if args.output is not None:
+        outputs.check_name(args.output)
+    source = commands.input_file(args)
+    if source is not None:
+        commands.embed(args, source, lambda: _load(args))
+        return
+    for option in ("column", "id_column", "resume"):
+        if getattr(args, option):
+            raise ValueError(f"--{option.replace('_', '-')} is for an input file")
+    texts = [*args.texts, *args.text] or _stdin_lines()
+    model = _load(args)
+    prompt = commands.prompt_of(model, args)
+    vectors = model.encode(texts, prompt=prompt, truncate_dim=args.dim)
     if args.output is None:
         for text, vector in zip(texts, vectors, strict=True):
-            print(
-                json.dumps(
-                    {"text": text, "embedding": [float(f"{x:.9g}") for x in vector]}, ensure_ascii=False
-                )
-            )
+            print(outputs.json_line({"text": text}, vector))
         return
-    import numpy as np
+    from .files.run import save
 
-    partial = args.output.with_name(f".{args.output.name}.{os.getpid()}.npy")  # complete or absent
-    try:
-        np.save(partial, vectors)
-        os.replace(partial, args.output)
-    finally:
-        partial.unlink(missing_ok=True)
+    info = {"model": commands.model_name(args.model), "dim": str(vectors.shape[1]), "prompt": prompt}
+    save(args.output, texts, vectors, info)
     print(f"{args.output}: {vectors.shape[0]} x {vectors.shape[1]} {vectors.dtype}", file=sys.stderr)
+
+
+def search(args: argparse.Namespace) -> None:
+    from .files import commands
+
+    commands.search(args, lambda: _load(args))
 
 
 def similarity(args: argparse.Namespace) -> None:
@@ -237,16 +242,65 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     p = commands.add_parser(
-        "embed", parents=[_model_options(DEFAULT_MODEL)], help="texts -> vectors, as JSON lines or .npy"
+        "embed",
+        parents=[_model_options(DEFAULT_MODEL)],
+        help="texts, or a whole file of them -> vectors",
+        description="Texts -> vectors, as JSON lines; or a whole file of texts -> a file of vectors.",
     )
-    p.add_argument("texts", nargs="*", metavar="TEXT", help="the texts; none: one a line from stdin")
-    p.add_argument("--query", action="store_true", help='put the model\'s "query" prompt before each text')
-    p.add_argument("--prompt", help="put this prompt before each text")
+    p.add_argument(
+        "texts",
+        nargs="*",
+        metavar="INPUT",
+        help="texts, or one file: what ends in .txt (a text a line), .jsonl, .csv or .parquet is a file's "
+        "name; none: a text a line from stdin",
+    )
+    p.add_argument(
+        "--text", action="append", default=[], help="a text, whatever it ends in (repeat for more)"
+    )
+    p.add_argument("--input", metavar="FILE", help="a file")
+    prompt = p.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--query", action="store_true", help='put the model\'s "query" prompt before each text'
+    )
+    prompt.add_argument("--prompt", help="put this prompt before each text")
+    prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before each text')
     p.add_argument("--dim", type=int, help="keep this many leading channels (32 to hidden_size)")
     p.add_argument(
-        "--output", type=Path, metavar="FILE.npy", help="write a float32 array instead of JSON lines"
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help="write float32 vectors to .npy, .jsonl, .parquet or .safetensors; a file of texts needs it",
     )
+    files = p.add_argument_group("for a file of texts")
+    _column_options(files)
+    files.add_argument(
+        "--on-error",
+        choices=["fail", "skip"],
+        default="fail",
+        help="bad rows: fail before anything is computed, or leave them out, listed in OUT.errors.jsonl "
+        "(default: %(default)s)",
+    )
+    files.add_argument(
+        "--resume", action="store_true", help="go on where an interrupted run stopped, if one did"
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace OUT, or what is left of a run")
     p.set_defaults(run=embed)
+
+    p = commands.add_parser(
+        "search", parents=[_model_options(None)], help="the best texts of a file that embed wrote"
+    )
+    p.add_argument("corpus", type=Path, metavar="FILE", help="what `embed --output` wrote, in any format")
+    p.add_argument("queries", nargs="+", metavar="QUERY")
+    p.add_argument("--top-k", type=int, default=10, help="texts a query (default: %(default)s)")
+    prompt = p.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", help="put before each query (default: the model's query prompt)")
+    prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before each query')
+    p.add_argument("--json", action="store_true", help="a JSON object a query instead of tables")
+    p.add_argument(
+        "--texts", type=Path, metavar="FILE", help="the file that was embedded, if FILE holds no texts"
+    )
+    _column_options(p)
+    p.set_defaults(run=search, default_model=DEFAULT_MODEL)
 
     p = commands.add_parser(
         "similarity", parents=[_model_options(DEFAULT_MODEL)], help="queries against documents, as a table"
@@ -311,6 +365,13 @@ def _parser() -> Parser:
     p = commands.add_parser("demo", help="the model card's example")
     p.set_defaults(run=demo)
     return parser
+
+
+def _column_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--column", help='what holds the texts (default: "text", or the only column)')
+    parser.add_argument(
+        "--id-column", help="what holds ids (default: \"id\", if there is one; '': the rows' numbers)"
+    )
 
 
 def _model_options(default: str | None, *precision: str) -> Parser:

@@ -14,6 +14,7 @@ from .errors import CheckpointError
 logger = logging.getLogger("qwen3np")
 
 END_OF_TEXT = "<|endoftext|>"
+CUT = "%d of %d %s cut to %s = %d tokens (the longest had %d)"
 
 
 class Tokenizer:
@@ -139,7 +140,7 @@ def warn_of_cut(what: str, limit: str, most: int, lengths: Sequence[int]) -> Non
     cut = [length for length in lengths if length > most]
     if cut:
         logger.warning(
-            "%d of %d %s cut to %s = %d tokens (the longest had %d)",
+            CUT,
             len(cut), len(lengths), what, limit, most, max(cut),
         )  # fmt: skip
 

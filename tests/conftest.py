@@ -11,6 +11,8 @@ from unittest import mock
 import pytest
 from qwen3np.kernels import isa
 
+from qwen3np import Embedder
+from qwen3np.cli import main
 from qwen3np.numba_backend import PRECISIONS
 from qwen3np.synth import LIKE, synthesize
 
@@ -59,6 +61,29 @@ def untied_reranker(tmp_path_factory) -> Path:
         untied = dataclasses.replace(LIKE["reranker-tiny"], tie_word_embeddings=False)
         patch.setitem(LIKE, "reranker-tiny", untied)
         return synthesize(tmp_path_factory.mktemp("models") / "untied", "reranker-tiny")
+
+
+@pytest.fixture(scope="session")
+def model(tiny) -> Embedder:
+    """Of the tiny model, on the kernels. Shared: not to be changed."""
+    return Embedder(tiny)
+
+
+@pytest.fixture
+def embed(tiny, model, tmp_path, capsys, monkeypatch):
+    """Runs a command in tmp_path, with the model that is there: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("qwen3np.cli._load", lambda args: model)
+
+    def embed(*args: object, command: str = "embed") -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([command, *map(str, args), "--model", str(tiny)])
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return embed
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,157 @@
+"""Vectors -> output files, a chunk at a time: .npy, .jsonl, .parquet and .safetensors.
+
+What an output holds besides its vectors:
+
+    .jsonl        id, text and embedding, an object a line
+    .parquet      the columns id, text and embedding; `info` in the schema's metadata
+    .safetensors  the tensor embeddings, and ids if they are integers; `info` in the metadata
+    .npy          nothing
+
+Ids that find no room there are in a file beside it, OUT.ids.jsonl, one a line, unless they are just the
+numbers of the vectors. `info` is a mapping of strings: the model and how it was used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .parquet import pyarrow_parquet
+from .rows import BadRow
+from .work import Chunk, Sums, flush, npy_header, write
+
+SUFFIXES = (".npy", ".jsonl", ".parquet", ".safetensors")
+WITH_TEXTS = (".jsonl", ".parquet")
+ROW_GROUP = 4096  # rows, or more: a chunk is not split
+
+
+def check_name(output: Path) -> None:
+    """Raises ValueError, or ImportError, for an output that could not be written in the end."""
+    if output.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"--output {output}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        )
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}")
+    if output.is_dir():
+        raise ValueError(f"--output {output}: is a folder")
+    if output.suffix.lower() == ".parquet":
+        pyarrow_parquet(output)
+
+
+def ids_file(output: Path) -> Path:
+    return output.with_name(output.name + ".ids.jsonl")
+
+
+def needs_ids_file(output: Path, sums: Sums) -> bool:
+    suffix = output.suffix.lower()
+    return (suffix == ".npy" and not sums.numbered) or (suffix == ".safetensors" and not sums.int_ids)
+
+
+def write_output(path: Path, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]) -> None:
+    """Write the chunks, `sums.texts` vectors of `dim` channels in all, to `path`, and to the disk itself."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        _write_parquet(path, chunks, sums, dim, info)
+        return
+    with open(path, "wb") as file:
+        {".npy": _write_npy, ".jsonl": _write_jsonl, ".safetensors": _write_safetensors}[suffix](
+            file, chunks, sums, dim, info
+        )
+        flush(file)
+
+
+def json_line(record: dict[str, Any], vector: NDArray[np.float32]) -> str:
+    """Nine digits tell all float32 apart."""
+    return json.dumps(record | {"embedding": [float(f"{x:.9g}") for x in vector]}, ensure_ascii=False)
+
+
+def write_ids(path: Path, chunks: Iterable[Chunk]) -> None:
+    with open(path, "wb") as file:
+        for chunk in chunks:
+            write(file, "".join(json.dumps(id, ensure_ascii=False) + "\n" for id in chunk.ids).encode())
+        flush(file)
+
+
+def write_bad_rows(path: Path, bad_rows: Iterable[BadRow]) -> None:
+    with open(path, "wb") as file:
+        for bad in bad_rows:
+            write(file, json.dumps(asdict(bad), ensure_ascii=False).encode() + b"\n")
+        flush(file)
+
+
+def _write_npy(
+    file: BinaryIO, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]
+) -> None:
+    write(file, npy_header((sums.texts, dim)))
+    for chunk in chunks:
+        write(file, chunk.vectors)
+
+
+def _write_jsonl(
+    file: BinaryIO, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]
+) -> None:
+    for chunk in chunks:
+        assert chunk.texts is not None
+        for id, text, vector in zip(chunk.ids, chunk.texts, chunk.vectors, strict=True):
+            write(file, json_line({"id": id, "text": text}, vector).encode() + b"\n")
+
+
+def _write_safetensors(
+    file: BinaryIO, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]
+) -> None:
+    """Format: https://github.com/huggingface/safetensors#format. The ids are first, where they are
+    aligned."""
+    header: dict[str, Any] = {"__metadata__": dict(info)}
+    ids_end = 0
+    if sums.int_ids:
+        ids_end = 8 * sums.texts
+        header["ids"] = {"dtype": "I64", "shape": [sums.texts], "data_offsets": [0, ids_end]}
+    end = ids_end + 4 * dim * sums.texts
+    header["embeddings"] = {"dtype": "F32", "shape": [sums.texts, dim], "data_offsets": [ids_end, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    write(file, len(text).to_bytes(8, "little") + text)
+    data, done = file.tell(), 0
+    for chunk in chunks:
+        if sums.int_ids:
+            file.seek(data + 8 * done)
+            write(file, np.array(chunk.ids, "<i8"))
+        file.seek(data + ids_end + 4 * dim * done)
+        write(file, chunk.vectors)
+        done += len(chunk.ids)
+
+
+def _write_parquet(
+    path: Path, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]
+) -> None:
+    pq = pyarrow_parquet(path)
+    import pyarrow as pa
+
+    fields = [
+        ("id", pa.int64() if sums.int_ids else pa.string()),
+        ("text", pa.string()),
+        ("embedding", pa.list_(pa.float32(), dim)),
+    ]
+    schema = pa.schema(fields, metadata=dict(info))
+    waiting: list[Any] = []
+    # Dictionaries would hold every vector once more before they are given up.
+    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
+        for chunk in chunks:
+            ids = chunk.ids if sums.int_ids else [str(id) for id in chunk.ids]
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk.vectors.ravel()), dim)
+            columns = [pa.array(ids, fields[0][1]), pa.array(chunk.texts, pa.string()), vectors]
+            waiting.append(pa.table(columns, schema=schema))
+            if sum(map(len, waiting)) >= ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=1 << 30)
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=1 << 30)
+    with open(path, "rb") as file:
+        flush(file)

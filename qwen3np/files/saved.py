@@ -1,0 +1,223 @@
+"""Outputs read back: vectors in blocks, and the ids and texts of a few of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from . import outputs
+from .parquet import pyarrow_parquet
+from .rows import Row, read_rows
+
+BLOCK = 4096  # vectors read at a time
+
+Found = tuple["int | str", "str | None"]  # id and text
+
+
+def open_saved(path: Path) -> Saved:
+    """An output of `embed`. Raises ValueError for a file that is none, OSError for one that cannot be
+    read."""
+    kinds = {".npy": Npy, ".jsonl": Jsonl, ".parquet": Parquet, ".safetensors": Safetensors}
+    if path.suffix.lower() not in kinds:
+        raise ValueError(
+            f"{path}: the name must end in {', '.join(outputs.SUFFIXES[:-1])} or {outputs.SUFFIXES[-1]}"
+        )
+    if not path.is_file():
+        raise ValueError(f"{path}: {'is no regular file' if path.exists() else 'there is no such file'}")
+    return kinds[path.suffix.lower()](path)
+
+
+class Saved:
+    """count: its vectors. dim: their channels. info: what the output says of the model, if it does
+    (outputs.py)."""
+
+    count: int
+    dim: int
+    info: dict[str, str]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info = {}
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """All vectors, in order, in blocks [<= 4096, dim]."""
+        raise NotImplementedError
+
+    def find(self, rows: Collection[int]) -> dict[int, Found]:
+        """Ids and texts of the vectors with these numbers."""
+        raise NotImplementedError
+
+    def error(self, reason: object) -> ValueError:
+        return ValueError(f"{self.path}: {reason}; search reads what `qwen3np embed --output` wrote")
+
+    def _check(self, shape: tuple[int, ...], dtype: str) -> None:
+        if len(shape) != 2 or 0 in shape or dtype not in ("float16", "float32", "float64"):
+            raise self.error(f"holds {dtype} {list(shape)}, not vectors of floats")
+        self.count, self.dim = shape
+
+    def _ids(self, rows: Collection[int]) -> dict[int, Found]:
+        """Of the file beside it; where there is none, the numbers."""
+        path = outputs.ids_file(self.path)
+        if not path.exists():
+            return {row: (row, None) for row in rows}
+        found: dict[int, Found] = {}
+        number = -1
+        with open(path, "rb") as file:
+            for number, line in enumerate(file):
+                if number in rows:
+                    found[number] = (json.loads(line), None)
+        if number + 1 != self.count:
+            raise self.error(
+                f"holds {self.count} vectors, but {path.name} {number + 1} ids: it is of another run"
+            )
+        return found
+
+
+class Npy(Saved):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self._vectors = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            raise self.error(error) from error
+        self._check(self._vectors.shape, str(self._vectors.dtype))
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(self._vectors), BLOCK):
+            yield np.asarray(self._vectors[start : start + BLOCK], np.float32)
+
+    def find(self, rows: Collection[int]) -> dict[int, Found]:
+        return self._ids(rows)
+
+
+class Safetensors(Saved):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self._file = safe_open(path, "numpy")
+            self._vectors = self._file.get_slice("embeddings")
+        except SafetensorError as error:
+            raise self.error(error) from error
+        self.info = self._file.metadata() or {}
+        shape = tuple(self._vectors.get_shape())
+        self._check(shape, {"F16": "float16", "F32": "float32"}.get(self._vectors.get_dtype(), "other"))
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, self.count, BLOCK):
+            end = min(start + BLOCK, self.count)  # beyond it, a slice is an error
+            yield np.asarray(self._vectors[start:end], np.float32)
+
+    def find(self, rows: Collection[int]) -> dict[int, Found]:
+        if "ids" not in self._file.keys():  # noqa: SIM118 (a safe_open is no dict)
+            return self._ids(rows)
+        ids = self._file.get_slice("ids")
+        return {row: (int(ids[row : row + 1][0]), None) for row in rows}
+
+
+class Jsonl(Saved):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        first = next(self._records(), None)
+        if first is None:
+            raise self.error("is empty")
+        self.dim = len(first["embedding"])
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    record = json.loads(line)
+                    if not isinstance(record["embedding"], list):
+                        raise TypeError("the embedding is no array")
+                except (ValueError, TypeError, KeyError) as error:
+                    raise self.error(f"line {number} has no embedding ({error})") from error
+                yield record
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        waiting: list[list[float]] = []
+        for number, record in enumerate(self._records(), 1):
+            if len(record["embedding"]) != self.dim:
+                raise self.error(f"line {number} has {len(record['embedding'])} channels, line 1 {self.dim}")
+            waiting.append(record["embedding"])
+            if len(waiting) == BLOCK:
+                yield np.array(waiting, np.float32)
+                waiting = []
+        if waiting:
+            yield np.array(waiting, np.float32)
+        self.count = number
+
+    def find(self, rows: Collection[int]) -> dict[int, Found]:
+        found: dict[int, Found] = {}
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file):
+                if number in rows:
+                    record = json.loads(line)
+                    found[number] = (record.get("id", number), record.get("text"))
+        return found
+
+
+class Parquet(Saved):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        pq = pyarrow_parquet(path)
+        self._file = pq.ParquetFile(path, pre_buffer=False)
+        schema = self._file.schema_arrow
+        if "embedding" not in schema.names:
+            raise self.error(f"has no column 'embedding'; there are {', '.join(map(repr, schema.names))}")
+        kind = schema.field("embedding").type
+        first = next(self._file.iter_batches(batch_size=1, columns=["embedding"]), None)
+        length = 0 if first is None or kind.num_fields != 1 else len(first.column(0)[0])
+        names = {"float": "float32", "double": "float64", "halffloat": "float16"}
+        value = str(kind.value_type) if kind.num_fields == 1 else str(kind)
+        self._check((self._file.metadata.num_rows, length), names.get(value, value))
+        self._columns = [name for name in ("id", "text") if name in schema.names]
+        self.info = {k.decode(): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        for batch in self._file.iter_batches(batch_size=BLOCK, columns=["embedding"]):
+            flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+            if len(flat) != len(batch) * self.dim:
+                raise self.error(f"has embeddings of other lengths than {self.dim}, the first one's")
+            yield flat.reshape(-1, self.dim).astype(np.float32, copy=False)
+
+    def find(self, rows: Collection[int]) -> dict[int, Found]:
+        found: dict[int, Found] = {}
+        first = 0
+        for batch in self._file.iter_batches(batch_size=BLOCK, columns=self._columns):
+            for row in rows:
+                if first <= row < first + len(batch):
+                    cells = {name: batch.column(name)[row - first].as_py() for name in self._columns}
+                    found[row] = (cells.get("id", row), cells.get("text"))
+            first += len(batch)
+        return found
+
+
+def texts_of(
+    source: Path, column: str | None, id_column: str | None, found: dict[int, Found], count: int
+) -> dict[int, Found]:
+    """Of an output without texts: those of `found`, from the file that was embedded into `count` vectors.
+
+    Raises ValueError if it has other rows than the output.
+    """
+    with_texts: dict[int, Found] = {}
+    number = -1
+    good = (entry for entry in read_rows(source, column, id_column) if isinstance(entry, Row))
+    for number, row in enumerate(good):
+        if number in found:
+            if row.id != found[number][0]:
+                raise ValueError(
+                    f"{source}: its text {number} has the id {row.id!r}, the vector {found[number][0]!r}: "
+                    "not the file that was embedded"
+                )
+            with_texts[number] = (row.id, row.text)
+    if number + 1 != count:
+        raise ValueError(
+            f"{source}: has {number + 1} texts for {count} vectors: not the file that was embedded"
+        )
+    return with_texts

@@ -1,0 +1,366 @@
+"""Whole files: every format to every other, bad rows, what is refused, and search."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from qwen3np.cli import main
+from qwen3np.files import rows
+from qwen3np.files.rows import BadRow, Row, read_rows
+
+TEXTS = [
+    "The capital of China is Beijing.",
+    "",
+    "中国\u2028首都",
+    'He said "hi", twice',
+    "  spaces\t",
+    "a" * 300,
+]
+IDS = ["a", "b,1", "中", "17", "", "x y"]
+OUTPUTS = [".npy", ".jsonl", ".parquet", ".safetensors"]
+
+
+def write_input(path: Path, texts, ids=None) -> Path:
+    columns = {"text": texts} if ids is None else {"id": ids, "text": texts}
+    records = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    if path.suffix == ".txt":
+        path.write_bytes("".join(text + "\n" for text in texts).encode())
+    elif path.suffix == ".jsonl":
+        path.write_bytes("".join(json.dumps(record) + "\n" for record in records).encode())
+    elif path.suffix == ".csv":
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(records)
+    else:
+        pq.write_table(pa.table(columns), path)
+    return path
+
+
+def read_output(path: Path):
+    """Vectors, ids (None: not there) and texts, as other programs read them."""
+    beside = path.with_name(path.name + ".ids.jsonl")
+    ids = [json.loads(line) for line in beside.read_text("utf-8").splitlines()] if beside.exists() else None
+    if path.suffix == ".npy":
+        return np.load(path), ids, None
+    if path.suffix == ".safetensors":
+        tensors = load_file(path)
+        return tensors["embeddings"], tensors["ids"].tolist() if "ids" in tensors else ids, None
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        vectors = np.array(table["embedding"].to_pylist(), np.float32)
+        return vectors, table["id"].to_pylist(), table["text"].to_pylist()
+    records = [json.loads(line) for line in path.read_bytes().decode().split("\n") if line]
+    vectors = np.array([record["embedding"] for record in records], np.float32)
+    return vectors, [r["id"] for r in records], [r["text"] for r in records]
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("source", [".txt", ".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("ids", [None, IDS], ids=["numbered", "named"])
+def test_every_format_to_every_other(embed, model, source, output, ids, tmp_path):
+    """The vectors are encode's, bit for bit; ids and texts go with them; nothing else is left."""
+    if source == ".txt" and ids:
+        pytest.skip("has no ids")
+    write_input(tmp_path / f"in{source}", TEXTS, ids)
+    out = tmp_path / f"out{output}"
+    code, stdout, stderr = embed(f"in{source}", "--output", out.name)
+    assert (code, stdout) == (0, "") and f"{out.name}: 6 x 96 float32" in stderr
+    vectors, found_ids, texts = read_output(out)
+    np.testing.assert_array_equal(vectors, model.encode(TEXTS))
+    assert vectors.dtype == np.float32 and texts in (None, TEXTS)
+    assert found_ids == (ids or (None if output == ".npy" else list(range(6))))
+    beside = {"out.npy.ids.jsonl"} if output == ".npy" else {"out.safetensors.ids.jsonl"}
+    named = beside if ids and output in (".npy", ".safetensors") else set()
+    assert {p.name for p in tmp_path.iterdir()} == {f"in{source}", out.name} | named
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_texts_that_are_no_file_go_to_every_format(embed, model, output, tmp_path):
+    """In place of an older output, and of the ids that were beside it."""
+    out = tmp_path / f"out{output}"
+    write_input(tmp_path / "in.jsonl", TEXTS, IDS)
+    assert embed("in.jsonl", "--output", out.name)[0] == 0
+    assert embed("one", "--text", "a.csv", "--output", out.name)[0] == 0
+    vectors, ids, texts = read_output(out)
+    np.testing.assert_array_equal(vectors, model.encode(["one", "a.csv"]))
+    assert ids in (None, [0, 1]) and texts in (None, ["one", "a.csv"])
+
+
+@pytest.mark.parametrize(
+    "ids, parquet", [([3, -(2**63)], [3, -(2**63)]), ([1, "x"], ["1", "x"]), ([2**63, 5], [str(2**63), "5"])]
+)
+def test_ids_keep_their_type_where_they_can(embed, ids, parquet, tmp_path):
+    """Integers of 64 bits are integers; in the one column of Parquet, others are strings all."""
+    write_input(tmp_path / "in.jsonl", ["a", "b"], ids)
+    for output in OUTPUTS:
+        assert embed("in.jsonl", "--output", f"out{output}")[0] == 0
+        assert read_output(tmp_path / f"out{output}")[1] == (parquet if output == ".parquet" else ids)
+    assert (tmp_path / "out.safetensors.ids.jsonl").exists() == (ids != parquet)
+
+
+@pytest.mark.parametrize(
+    "name, content, options, expected",
+    [
+        ("in.txt", b"\xef\xbb\xbfa\r\n\r\nb\0c\nlast", {}, [(0, "a"), (1, ""), (2, "b\0c"), (3, "last")]),
+        ("in.txt", b"a\rb\x0bc\x85\xc2\x85d\n", {}, [(0, BadRow)]),
+        ("in.jsonl", b'"x"\n\n  \r\n{"text": "y"}\r\n', {}, [(0, "x"), (1, "y")]),
+        ("in.jsonl", b'{"a": "x", "id": "k"}', {}, [("k", "x")]),
+        ("in.jsonl", b'{"a": "x", "id": "k"}', {"id_column": ""}, None),
+        ("in.jsonl", b'{"a": "x", "id": "k"}', {"id_column": "", "column": "a"}, [(0, "x")]),
+        ("in.jsonl", b'{"id": "k"}', {}, [(0, "k")]),
+        ("in.jsonl", b'{"id": "k", "key": 7}', {"column": "id", "id_column": "key"}, [(7, "k")]),
+        (
+            "in.csv",
+            b'\xef\xbb\xbftext,id\r\n"a\r\n""b""",1\r\n\r\n,2\r\n',
+            {},
+            [("1", 'a\r\n"b"'), ("2", "")],
+        ),
+        ("in.csv", b"body\nx", {}, [(0, "x")]),
+        ("in.csv", b"id,body\nk,x", {}, [("k", "x")]),
+        ("in.csv", b"a,b\n1,x\n", {"column": "b", "id_column": "a"}, [("1", "x")]),
+        ("in.csv", b"a,b\n1,x\n", {}, None),
+        ("IN.CSV", b"text\nx", {}, [(0, "x")]),
+    ],
+)
+def test_what_is_a_row(name, content, options, expected, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    read = read_rows(tmp_path / name, **options)
+    if expected is None:
+        with pytest.raises(ValueError, match="say with --column which holds the texts; there are"):
+            list(read)
+        return
+    found = [(e.id, e.text) if isinstance(e, Row) else (e.row, BadRow) for e in read]
+    assert found == expected
+
+
+BAD_ROWS = [
+    ("in.txt", b"good\nb\xffd\nlast", 2, "is not UTF-8 (invalid start byte at byte 1)"),
+    ("in.txt", b"good\n" + b"x" * 100 + b"\nlast", 2, "is longer than 0 MiB"),
+    ("in.jsonl", b'{"text": "good"}\n{"text": \n{"text": "last"}', 2, "is not JSON (Expecting value"),
+    ("in.jsonl", b'"good"\n"\xff"\n"last"', 2, "is not UTF-8"),
+    ("in.jsonl", b'"good"\n[1]\n"last"', 2, "is an array, expected an object"),
+    ("in.jsonl", b'"good"\n' + b"[" * 60 + b'\n"last"', 2, "is not JSON"),
+    ("in.jsonl", b'"good"\n"\\ud800"\n"last"', 2, "is not valid Unicode: lone surrogate '\\ud800'"),
+    ("in.jsonl", b'{"text": "good"}\n{"a": 1, "b": 2}\n{"text": "last"}', 2, "has no column 'text'"),
+    ("in.jsonl", b'{"text": "good"}\n\n{"text": null}\n{"text": "last"}', 3, "column 'text' is null"),
+    ("in.jsonl", b'{"text": "good"}\n{"text": 5}\n{"text": "last"}', 2, "the text is a number"),
+    ("in.jsonl", b'{"text":"good","id":1}\n{"text":"x","id":1.5}\n{"text":"last","id":3}', 2, "is a number"),
+    ("in.jsonl", b'{"text":"good","id":1}\n{"text":"x","id":true}\n{"text":"last","id":3}', 2, "a boolean"),
+    ("in.csv", b'text\n"go\nod"\nb\xe4d\nlast\n', 4, "is not UTF-8 (invalid continuation byte at byte 1)"),
+    ("in.csv", b"text,b\ngood,1\nx, y,2\nlast,3\n", 3, "has 3 fields, the header 2"),
+    ("in.csv", b'text,b\ngood,1\n"x"y,2\nlast,3\n', 3, "is not CSV"),
+    ("in.parquet", ["good", None, "last"], None, "column 'text' is null"),
+    ("in.parquet", [b"good", b"\xff", b"last"], None, "is not UTF-8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, content, line, reason", BAD_ROWS)
+def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reason):
+    """By default they are found before anything is computed; or they are left out and listed."""
+    monkeypatch.setattr(rows, "LONGEST_LINE", 80)
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:  # unchecked bytes in a column that says it is text
+        kind = pa.string() if content[1] is None else pa.binary()
+        pq.write_table(pa.table({"text": pa.array(content, kind).view(pa.string())}), path)
+    place = "row 1 (the first is 0)" if line is None else f"line {line}"
+    code, out, err = embed(name, "--output", "out.npy")
+    assert (code, out) == (2, "") and f"{name}, {place}: " in err and reason in err and err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+    code, out, err = embed(name, "--output", "out.npy", "--on-error", "skip")
+    assert (code, out) == (0, "") and "2 x 96" in err and "1 bad rows were left out" in err and reason in err
+    vectors, ids, _ = read_output(tmp_path / "out.npy")
+    good = ["go\nod" if b"go\nod" in content else "good", "last"]
+    np.testing.assert_array_equal(vectors, model.encode(good))
+    assert ids == ([1, 3] if b'"id"' in content else [0, 2])
+    [bad] = [json.loads(x) for x in (tmp_path / "out.npy.errors.jsonl").read_text().splitlines()]
+    assert (bad["row"], bad["line"]) == (1, line) and reason in bad["reason"]
+    assert not (tmp_path / "out.npy.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "name, content, options, reason",
+    [
+        ("in.txt", b"", [], "in.txt: is empty"),
+        ("in.csv", b"text\n", [], "in.csv: is empty"),
+        ("in.jsonl", b"\n \n", [], "in.jsonl: is empty"),
+        ("in.jsonl", b"1\n2\n", ["--on-error", "skip"], "no row is good"),
+        ("in.csv", b"a,b\n1,2\n", ["--column", "text"], "there is no column 'text'; there are 'a', 'b'"),
+        ("in.csv", b"text,b\n1,2\n", ["--id-column", "id"], "there is no column 'id'; there are 'text', 'b'"),
+        ("in.jsonl", b'{"a": "x"}\n', ["--column", "text"], "line 1: has no column 'text'; there are 'a'"),
+        ("in.csv", b"a,a\n1,2\n", ["--column", "a"], "two columns have the same name: 'a', 'a'"),
+        ("in.csv", b'text\ngood\n"open\nx\n', ["--on-error", "skip"], "line 3: is not CSV (unexpected end"),
+        ("in.txt", b"a\n", ["--column", "text"], "a .txt file has no columns"),
+        ("in.txt", b"a\n", ["--dim", "7"], "truncate_dim = 7 must be between 32 and 96"),
+        ("in.parquet", b"PAR1 is not all", [], "arquet"),
+        ("in.txt", b"a\n", ["--output", "in.txt"], "the name must end in .npy, .jsonl, .parquet or"),
+        ("in.jsonl", b'"a"\n', ["--output", "in.jsonl", "--overwrite"], "in.jsonl: is the input"),
+        ("in.txt", b"a\n", ["--output", "missing/out.npy"], "there is no folder missing"),
+        ("in.txt", b"a\n", ["--output", "/proc/out.npy"], "/proc/out.npy"),
+        ("in.txt", b"a\n", ["--query", "--prompt", "x"], "not allowed with argument"),
+        ("in.txt", b"a\n", ["another text"], "in.txt is taken for a file, which must be the only input"),
+        ("in.txt", b"a\n", ["--text", "b"], "in.txt is taken for a file, which must be the only input"),
+        ("other.md", b"a\n", [], "in.txt: there is no such file; if it is a text: --text 'in.txt'"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(embed, tmp_path, name, content, options, reason):
+    (tmp_path / name).write_bytes(content)
+    source = "in.txt" if name == "other.md" else name
+    output = [] if "--output" in options else ["--output", "out.npy"]
+    code, out, err = embed(source, *options, *output)
+    assert (code, out, err.count("\n")) == (2, "", 1) and reason in err
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(name, content)]
+
+
+def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_path):
+    """A text that ends like a file's name is an error where there is no such file, and --text says what it
+    is. Any name can be given with --input."""
+    assert embed("read notes.txt")[0] == 2
+    write_input(tmp_path / "read notes.txt", TEXTS)
+    assert embed("read notes.txt")[0] == 2, "a file needs --output"
+    code, out, _ = embed("--text", "read notes.txt")
+    assert code == 0 and json.loads(out)["text"] == "read notes.txt"
+    assert embed("--input", "read notes.txt", "--output", "out.npy")[0] == 0
+    assert np.load(tmp_path / "out.npy").shape == (6, 96)
+    code, out, _ = embed("notes.txt is a file")
+    assert code == 0 and json.loads(out)["text"] == "notes.txt is a file"
+    (tmp_path / "d.txt").mkdir()
+    code, _, err = embed("d.txt", "--output", "o.npy")
+    assert code == 2 and "d.txt: is no regular file" in err
+
+
+def test_without_pyarrow_it_says_what_to_install(embed, tmp_path, monkeypatch):
+    """Before anything is computed, and only where Parquet is asked for."""
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    write_input(tmp_path / "in.txt", TEXTS)
+    (tmp_path / "in.parquet").write_bytes(b"PAR1")
+    for command in (["in.txt", "--output", "out.parquet"], ["in.parquet", "--output", "out.npy"]):
+        code, _, err = embed(*command)
+        assert code == 2 and "Parquet needs pyarrow: pip install 'qwen3np[parquet]'" in err
+    assert embed("in.txt", "--output", "out.safetensors")[0] == 0
+
+
+def test_prompts_and_dim(embed, model, tmp_path):
+    write_input(tmp_path / "in.txt", TEXTS)
+    prompt = "Instruct: Find the like\nQuery:"
+    for options, arguments in [
+        (["--instruction", "Find the like", "--dim", "40"], {"prompt": prompt, "truncate_dim": 40}),
+        (["--query"], {"prompt_name": "query"}),
+    ]:
+        assert embed("in.txt", "--output", "out.npy", "--overwrite", *options)[0] == 0
+        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), model.encode(TEXTS, **arguments))
+
+
+def test_cut_texts_are_counted(embed, model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(model, "max_seq_length", 20)
+    write_input(tmp_path / "in.txt", TEXTS)
+    code, _, err = embed("in.txt", "--output", "out.npy")
+    longest = len(model.tokenizer.encode([TEXTS[5]], 10**6)[0])
+    lengths = map(len, model.tokenizer.encode(TEXTS, 10**6))
+    assert code == 0 and f"{sum(n > 20 for n in lengths)} texts were cut to 20 tokens" in err
+    assert f"the longest had {longest}" in err and not caplog.records
+
+
+def test_an_output_is_replaced_only_if_asked(embed, model, tmp_path):
+    write_input(tmp_path / "in.jsonl", TEXTS, IDS)
+    (tmp_path / "out.npy").write_bytes(b"precious")
+    code, _, err = embed("in.jsonl", "--output", "out.npy")
+    assert code == 2 and "out.npy: exists; --overwrite replaces it" in err
+    assert (tmp_path / "out.npy").read_bytes() == b"precious"
+    assert embed("in.jsonl", "--output", "out.npy", "--resume")[0] == 2
+    assert embed("in.jsonl", "--output", "out.npy", "--overwrite")[0] == 0
+    write_input(tmp_path / "in.txt", TEXTS[:2])
+    assert embed("in.txt", "--output", "out.npy", "--overwrite")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "in.txt", "out.npy"]  # and no older ids
+    assert np.load(tmp_path / "out.npy").shape == (2, 96)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("ids", [None, IDS], ids=["numbered", "named"])
+def test_search_agrees_with_brute_force(embed, model, tmp_path, monkeypatch, output, ids):
+    """With ids and texts, where the output has them or --texts names the input; over two blocks."""
+    monkeypatch.setattr("qwen3np.files.saved.BLOCK", 4)
+    write_input(tmp_path / "in.jsonl", TEXTS, ids)
+    out = f"out{output}"
+    assert embed("in.jsonl", "--output", out, "--dim", "48")[0] == 0
+    queries = ["capital", "Who said hi?"]
+    options = ["--texts", "in.jsonl"] if output == ".npy" else []
+    code, found, _ = embed(out, *queries, "--top-k", 4, "--json", *options, command="search")
+    assert code == 0
+    scores = model.encode_query(queries, truncate_dim=48) @ model.encode(TEXTS, truncate_dim=48).T
+    for query, row, line in zip(queries, scores, found.strip().split("\n"), strict=True):
+        best = np.argsort(-row)[:4]
+        record = json.loads(line)
+        assert record["query"] == query
+        assert [r["row"] for r in record["results"]] == best.tolist()
+        assert [r["id"] for r in record["results"]] == [ids[i] if ids else i for i in best]
+        assert [r["text"] for r in record["results"]] == [TEXTS[i] for i in best]
+        np.testing.assert_allclose([r["score"] for r in record["results"]], row[best], atol=1e-6)
+    code, shown, _ = embed(out, "capital", "--top-k", 1, *options, command="search")
+    best = int(scores[0].argmax())
+    assert f"{scores[0, best]:.4f}" in shown and "score" in shown and TEXTS[best][:20] in shown
+
+
+def test_search_takes_the_model_from_the_output(embed, model, tiny, tmp_path, capsys, monkeypatch):
+    write_input(tmp_path / "in.txt", TEXTS)
+    loaded = []
+    monkeypatch.setattr("qwen3np.cli._load", lambda args: loaded.append(args.model) or model)
+    for output in OUTPUTS:
+        assert embed("in.txt", "--output", f"out{output}")[0] == 0
+        loaded.clear()
+        assert main(["search", f"out{output}", "capital", "--instruction", "x"]) == 0
+        recorded = output in (".parquet", ".safetensors")
+        assert loaded == [str(tiny) if recorded else "Qwen/Qwen3-Embedding-0.6B"]
+        assert ("does not say which model made it" in capsys.readouterr().err) != recorded
+
+
+@pytest.mark.parametrize(
+    "name, make, options, reason",
+    [
+        ("c.npy", lambda p: np.save(p, np.ones((3, 128), "f")), [], "128 channels, and "),
+        ("c.npy", lambda p: np.save(p, np.ones((3, 31), "f")), [], "31 channels, and "),
+        ("c.npy", lambda p: np.save(p, np.ones((3, 96), "i1")), [], "holds int8 [3, 96], not vectors"),
+        ("c.npy", lambda p: np.save(p, np.ones(96, "f")), [], "holds float32 [96]"),
+        ("c.npy", lambda p: p.write_bytes(b"x"), [], "c.npy: "),
+        ("c.npy", lambda p: np.save(p, np.ones((3, 96), "f")), ["--top-k", 0], "top_k must be a positive"),
+        ("c.npy", lambda p: np.save(p, np.ones((3, 96), "f")), ["--texts", "t.txt"], "t.txt: has 2 texts"),
+        ("c.jsonl", lambda p: p.write_text(""), [], "c.jsonl: is empty"),
+        ("c.jsonl", lambda p: p.write_text('{"text": "a"}'), [], "line 1 has no embedding"),
+        ("c.parquet", lambda p: pq.write_table(pa.table({"a": [1]}), p), [], "no column 'embedding'"),
+        ("c.parquet", lambda p: pq.write_table(pa.table({"embedding": [1]}), p), [], "holds int64 [1, 0]"),
+        ("c.safetensors", lambda p: p.write_bytes(b"x" * 99), [], "c.safetensors: "),
+        ("c.txt", lambda p: p.write_bytes(b"x"), [], "the name must end in .npy"),
+        ("missing.npy", lambda p: None, [], "there is no such file"),
+    ],
+)  # fmt: skip
+def test_what_search_refuses(embed, tmp_path, name, make, options, reason):
+    make(tmp_path / name)
+    (tmp_path / "t.txt").write_text("a\nb\n")
+    code, out, err = embed(name, "query", *options, command="search")
+    assert (code, out) == (2, "") and reason in err
+
+
+def test_search_does_not_take_other_texts(embed, tmp_path):
+    """The input has other ids than the output, or the ids beside it are of another run."""
+    write_input(tmp_path / "in.jsonl", TEXTS, IDS)
+    assert embed("in.jsonl", "--output", "out.npy")[0] == 0
+    write_input(tmp_path / "other.jsonl", TEXTS, IDS[::-1])
+    assert (
+        "not the file that was embedded"
+        in embed("out.npy", "x", "--texts", "other.jsonl", command="search")[2]
+    )
+    (tmp_path / "out.npy.ids.jsonl").write_text('"a"\n')
+    assert "it is of another run" in embed("out.npy", "x", command="search")[2]

@@ -1,0 +1,232 @@
+"""Runs over whole files: interrupted anywhere, killed, two at once, on a full disk, and their memory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pty
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3np.files import run, work
+
+TEXTS = ["The capital of China is Beijing.", "", "中国\u2028首都", 'He said "hi"', "  spaces\t", "a" * 300]
+OUTPUTS = [".npy", ".jsonl", ".parquet", ".safetensors"]
+
+
+def write_input(path: Path, texts) -> Path:
+    """A text a line, or an object with it."""
+    lines = texts if path.suffix == ".txt" else [json.dumps({"text": text}) for text in texts]
+    path.write_bytes("".join(line + "\n" for line in lines).encode())
+    return path
+
+
+def program(*args: object, cwd: Path, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "qwen3np", *map(str, args)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_two_runs_do_not_write_one_output(embed, tmp_path):
+    write_input(tmp_path / "in.txt", TEXTS)
+    with work.WorkFolder(tmp_path / "out.npy"):
+        for options in ([], ["--resume"], ["--overwrite"]):
+            code, _, err = embed("in.txt", "--output", "out.npy", *options)
+            assert code == 2 and "another run is writing it" in err
+    assert embed("in.txt", "--output", "out.npy")[0] == 0
+
+
+class Interruption:
+    """Lets a run write `allowed` times; then the disk is full, or Ctrl-C is pressed."""
+
+    def __init__(self, monkeypatch, error: BaseException) -> None:
+        self.error, self.allowed, self.write = error, 0, work.write
+        monkeypatch.setattr("qwen3np.files.work.write", self)
+        monkeypatch.setattr("qwen3np.files.outputs.write", self)
+
+    def __call__(self, file, data) -> None:
+        self.allowed -= 1
+        if self.allowed < 0:
+            file.write(bytes(data)[:3] if isinstance(data, bytes) else b"")
+            raise self.error
+        self.write(file, data)
+
+
+@pytest.mark.parametrize(
+    "error, code", [(OSError(errno.ENOSPC, "No space left on device"), 2), (KeyboardInterrupt(), 130)]
+)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_run_interrupted_anywhere_goes_on(embed, tmp_path, monkeypatch, output, error, code):
+    """After every single write of a run, bad rows and ids among them: there is no output or a whole one, and
+    the run that goes on makes the same bytes. Parquet's own writes are not counted, but those before are."""
+    monkeypatch.setattr(run, "CHUNK_ROWS", 3)
+    lines = [json.dumps({"text": text, "id": f"i{n}"}) for n, text in enumerate(TEXTS)]
+    (tmp_path / "in.jsonl").write_text("\n".join([lines[0], "?", *lines[1:], "{"]))
+    out, partial = tmp_path / f"out{output}", tmp_path / f"out{output}.partial"
+    command = ["in.jsonl", "--output", out.name, "--on-error", "skip"]
+    assert embed(*command)[0] == 0
+    whole = {p.name: p.read_bytes() for p in tmp_path.glob("out*")}
+    assert len(whole) == (3 if output in (".npy", ".safetensors") else 2)
+    resumed = []
+    for allowed in range(100):
+        for name in whole:
+            (tmp_path / name).unlink()
+        interruption = Interruption(monkeypatch, error)
+        interruption.allowed = allowed
+        found, _, err = embed(*command)
+        monkeypatch.setattr("qwen3np.files.work.write", interruption.write)
+        monkeypatch.setattr("qwen3np.files.outputs.write", interruption.write)
+        if interruption.allowed >= 0:
+            break
+        assert found == code and not out.exists()
+        assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".tmp")]
+        if partial.exists():
+            assert f"kept in {partial.name}: go on with the same command and --resume" in err
+            assert "--resume goes on with it, --overwrite begins anew" in embed(*command)[2]
+        found, _, err = embed(*command, "--resume")
+        assert found == 0 and {p.name: p.read_bytes() for p in tmp_path.glob("out*")} == whole
+        resumed.append("rows were done before" in err)
+    assert allowed > 8 and resumed[-1] and not resumed[0]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda path: ["--prompt", "x"], 'prompt was "", is "x"'),
+        (lambda path: ["--dim", "40"], "dim was 96, is 40"),
+        (lambda path: ["--id-column", ""], 'id column was null, is ""'),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"China", b"china")) and [], "input was "),
+    ],
+)
+def test_resume_goes_on_with_the_same_run_only(embed, tmp_path, monkeypatch, change, reason):
+    source = write_input(tmp_path / "in.jsonl", TEXTS)
+    monkeypatch.setattr(run, "CHUNK_ROWS", 2)
+    interruption = Interruption(monkeypatch, KeyboardInterrupt())
+    interruption.allowed = 4
+    assert embed("in.jsonl", "--output", "out.npy")[0] == 130
+    interruption.allowed = 1000
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out.npy.partial").iterdir()}
+    code, _, err = embed("in.jsonl", "--output", "out.npy", "--resume", *change(source))
+    assert code == 2 and "is left of another run (" in err and reason in err and err.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out.npy.partial").iterdir()} == before
+    assert embed("in.jsonl", "--output", "out.npy", "--overwrite", *change(source))[0] == 0
+
+
+def test_resume_knows_another_model_of_the_same_shape(embed, tmp_path, model, monkeypatch):
+    """One weight of 652,384 is another, at the beginning of a tensor."""
+    write_input(tmp_path / "in.txt", TEXTS)
+    before = run._model_digest(model.checkpoint)
+    name = "layers.2.mlp.up_proj.weight"
+    tensor = model.checkpoint.tensors[name]
+    changed = np.array(tensor.data)
+    changed[0, 0] ^= 1
+    monkeypatch.setitem(model.checkpoint.tensors, name, type(tensor)(name, tensor.dtype, changed))
+    assert run._model_digest(model.checkpoint) != before
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_goes_on_bit_for_bit(tiny, embed, tmp_path, output, how):
+    write_input(tmp_path / "in.txt", [f"text {i} {i * 7919 % 1000}" for i in range(9000)])
+    assert embed("in.txt", "--output", f"whole{output}")[0] == 0
+    out = tmp_path / f"out{output}"
+    command = ["embed", "--model", tiny, "in.txt", "--output", out.name]
+    process = program(*command, cwd=tmp_path)
+    while not (tmp_path / f"{out.name}.partial" / "00000000.npy").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130) and not out.exists()
+    if how == signal.SIGINT:
+        assert b"go on with the same command and --resume" in err
+    code, _, err = embed("in.txt", "--output", out.name, "--resume")
+    assert code == 0 and "rows were done before" in err
+    assert out.read_bytes() == (tmp_path / f"whole{output}").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.txt", out.name, f"whole{output}"]
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_file_that_outgrows_its_limit(tiny, embed, tmp_path, output):
+    """A real error of the system, in the last step: the chunks fit, the output does not."""
+    write_input(tmp_path / "in.txt", [f"text {i}" for i in range(3000)])
+    limit = (900_000, resource.RLIM_INFINITY)
+    process = program(
+        *["embed", "--model", tiny, "in.txt", "--output", f"out{output}"],
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and b"File too large" in err and b"3,000 of 3,000 rows are done" in err
+    assert not (tmp_path / f"out{output}").exists()
+    code, _, err = embed("in.txt", "--output", f"out{output}", "--resume")
+    assert code == 0 and "(3,000 rows were done before)" in err
+
+
+def test_an_input_that_changes_meanwhile(embed, model, tmp_path, monkeypatch):
+    source = write_input(tmp_path / "in.txt", TEXTS)
+    digest = run._model_digest
+
+    def append(checkpoint):
+        with open(source, "a") as file:
+            file.write("more\n")
+        return digest(checkpoint)
+
+    monkeypatch.setattr(run, "_model_digest", append)
+    code, _, err = embed("in.txt", "--output", "out.npy")
+    assert code == 2 and "in.txt: changed while it was read" in err and not (tmp_path / "out.npy").exists()
+
+
+def test_the_progress_bar(tiny, tmp_path):
+    """On a terminal: rows, time left and tokens a second."""
+    write_input(tmp_path / "in.txt", ["some text " * 10] * 3000)
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    command = [sys.executable, "-m", "qwen3np", "embed", "--model", tiny, "in.txt", "--output", "out.npy"]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=inner, stderr=inner) as process:
+        os.close(inner)
+        shown = b""
+        try:
+            while data := os.read(outer, 1 << 16):
+                shown += data
+        except OSError:  # the terminal is closed
+            pass
+    os.close(outer)
+    assert process.returncode == 0
+    assert b"in.txt:" in shown and b"/3000 [" in shown and b" tokens/s" in shown and b"3,000 x 96" in shown
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tiny, tmp_path):
+    """100,000 texts: 50 MB at most between a tenth of the way and the end."""
+    write_input(tmp_path / "in.txt", [f"the text with the number {i}" for i in range(100_000)])
+    code = """
+import sys
+from qwen3np.cli import main
+from qwen3np.files import commands
+sizes, show = [], commands._Bar.show
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+def measure(bar, sums, rows):
+    sizes.append((sums.rows, resident()))
+    show(bar, sums, rows)
+commands._Bar.show = measure
+assert main(sys.argv[1:]) == 0
+tenth = next(size for rows, size in sizes if rows >= 10_000)
+print(tenth, max(size for rows, size in sizes if rows >= 10_000), resident())
+"""
+    command = [sys.executable, "-c", code, "embed", "--model", tiny, "in.txt", "--output", "out.npy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=True)
+    tenth, most, end = map(float, done.stdout.split())
+    assert np.load(tmp_path / "out.npy", mmap_mode="r").shape == (100_000, 96)
+    assert max(most, end) - tenth < 50, done.stdout
