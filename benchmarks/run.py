@@ -22,6 +22,7 @@ import platform
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ from qwen3np.tokenizer import EmbeddingTokenizer
 RESULTS = Path(__file__).parent / "results" / "run.json"
 THREADS = min(2, usable_cores())
 OURS = ("qwen3np high", "qwen3np medium")
+FIRST = [
+    "qwen3np highest", "qwen3np simd", "transformers bf16", "transformers float32",
+    "qwen3np high, no sharing", "sentence-transformers bf16",
+]  # fmt: skip
 SECONDS = 5  # of timed runs of a contender, at the least one and at the most ROUNDS
 ROUNDS = 9
 GROWTH_LAYERS = 4  # of 28: 32,768 tokens would take ten minutes with all
@@ -166,7 +171,6 @@ def timed(name: str, workers: list[Worker], run: Any, check: Any, seconds: float
     for w, row in running:
         values = row["seconds"]
         row |= {"median": statistics.median(values), "range": [min(values), max(values)]}
-        row["tokens_per_second"] = None
         row["load_seconds"] = w.load_seconds
     return rows
 
@@ -179,36 +183,49 @@ def cosine_with(expected: Any) -> Any:
     return check
 
 
-def compare(folder: Path, works: dict[str, Workload], seconds: float) -> list[dict[str, Any]]:
-    """Each peer in turn, with OURS beside it; a peer is loaded once for all workloads of its thread count."""
-    rows = []
+def compare(
+    folder: Path, works: dict[str, Workload], peers: list[str], seconds: float
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each peer in turn, with OURS beside it; a peer is loaded once for all workloads of its
+    thread count."""
     for threads in sorted({w.threads for w in works.values()}, reverse=True):
-        mine = {name: w for name, w in works.items() if w.threads == threads}
+        mine = {name: w for name, w in works.items() if w.threads == threads and set(w.peers) & set(peers)}
+        if not mine:
+            continue
         ours = [Worker(name, folder, threads) for name in OURS]
         exact = Worker("qwen3np highest", folder, threads)
         # The long ones are compared with "high", which was compared with "highest" in the others.
-        expected = {n: (exact if len(w.ids) < 100 else ours[0]).encode(w)[1] for n, w in mine.items()}
+        expected = {n: (exact if size(w) < 4096 else ours[0]).encode(w)[1] for n, w in mine.items()}
         exact.close()
-        for peer in dict.fromkeys(p for w in mine.values() for p in w.peers):
+        for peer in [p for p in peers if any(p in w.peers for w in mine.values())]:
             print(f"{peer} ({threads} threads)", file=sys.stderr)
+            rows = []
             beside = Worker(peer, folder, threads)
             for name, work in mine.items():
                 if peer in work.peers:
                     check = cosine_with(expected[name])
-                    group = timed(name, [*ours, beside], lambda w, work=work: w.encode(work), check, seconds)
-                    for row in group:
-                        row |= {"threads": threads, "beside": peer}
-                        if row.get("median"):
-                            row["tokens_per_second"] = sum(map(len, work.ids)) / row["median"]
-                    rows += group
-            _, beside_memory = beside("memory")
+                    rows += [
+                        row | {"threads": threads, "beside": peer}
+                        for row in timed(
+                            name, [*ours, beside], lambda w, work=work: w.encode(work), check, seconds
+                        )
+                    ]
+                    for row in rows:
+                        if row["workload"] == name and "median" in row:
+                            row["tokens_per_second"] = size(work) / row["median"]
+            _, memory = beside("memory")
             for row in rows:
-                if row["beside"] == peer and row["contender"] == peer:
-                    row["memory_GB"] = beside_memory
+                if row["contender"] == peer:
+                    row["memory_GB"] = memory
             beside.close()
+            yield rows
         for w in ours:
             w.close()
-    return rows
+
+
+def size(work: Workload) -> int:
+    """Tokens."""
+    return sum(map(len, work.ids))
 
 
 def rerank(folder: Path, seconds: float) -> list[dict[str, Any]]:
@@ -273,22 +290,36 @@ def main() -> None:
             for w in works.values():
                 w.peers = [p for p in w.peers if p.startswith("transformers")]
         seconds = 5 if args.quick else SECONDS
-        rows = compare(folder, works, seconds)
         whole = not args.only and not args.quick
-        if whole or "rerank" in args.only:
-            reranker = Path(temporary) / "reranker"
-            synthesize(reranker, "reranker-0.6B", tokenizer=folder / "tokenizer.json")
-            rows += rerank(reranker, seconds)
-        results: dict[str, Any] = {"about": about(), "rows": rows, "roofline": roofline.measure(THREADS)}
+        results: dict[str, Any] = {"about": about(), "roofline": roofline.measure(THREADS), "rows": []}
+        rows = results["rows"]
+
+        def save() -> None:
+            """After every peer: half an hour's figures are not lost with the last of them."""
+            if whole:
+                partial = RESULTS.with_suffix(".partial")
+                partial.write_text(json.dumps(results, indent=1) + "\n")
+                partial.replace(RESULTS)
+
+        for some in (FIRST, [name for name in CONTENDERS if name not in FIRST]):
+            for new in compare(folder, works, some, seconds):
+                rows += new
+                save()
+            if some is FIRST and (whole or "rerank" in args.only):
+                reranker = Path(temporary) / "reranker"
+                synthesize(reranker, "reranker-0.6B", tokenizer=folder / "tokenizer.json")
+                rows += rerank(reranker, seconds)
+                save()
+            if some is FIRST and whole:
+                results["processes"] = processes.measure(folder)
+                save()
         if whole:
-            results["processes"] = processes.measure(folder)
             shallow = synthesize(Path(temporary) / "shallow", "0.6B", layers=GROWTH_LAYERS)
             results["growth"] = growth(shallow, 32768)
+            save()
         for row in rows:
             print(line(row))
         print(json.dumps(results["roofline"]))
-        if whole:
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def line(row: dict[str, Any]) -> str:
