@@ -75,16 +75,16 @@ def speed() -> str:
         f"{about['date']}; {versions}."
     )
     fold = "<details><summary>{}</summary>\n\n{}\n\n</details>"
-    return "\n\n".join(
-        [
-            report.table(results),
-            machine,
-            report.processes(results),
-            fold.format("Against this project's own bars", report.bars(results)),
-            fold.format("Against what the machine can do", report.bounds(results)),
-            "![tokens a second and memory against length](benchmarks/results/growth.png)",
-        ]
-    )
+    parts = [
+        report.table(results),
+        machine,
+        report.processes(results),
+        fold.format("Against this project's own bars", report.bars(results)),
+        fold.format("Against what the machine can do", report.bounds(results)),
+    ]
+    if "growth" in results:
+        parts.append("![tokens a second and memory against length](benchmarks/results/growth.png)")
+    return "\n\n".join(parts)
 
 
 def demo() -> str:

@@ -121,7 +121,7 @@ def bounds(results: dict[str, Any]) -> str:
 
 def processes(results: dict[str, Any]) -> str:
     lines = ["| | |", "|---|---|"]
-    lines += [f"| {name} | {value:,.2f} |" for name, value in results["processes"].items()]
+    lines += [f"| {name} | {value:,.2f} |" for name, value in results.get("processes", {}).items()]
     return "\n".join(lines)
 
 
@@ -172,4 +172,5 @@ def plot_growth(results: dict[str, Any]) -> None:
 if __name__ == "__main__":
     run = load()
     print(table(run), bars(run), bounds(run), processes(run), sep="\n\n")
-    plot_growth(run)
+    if "growth" in run:
+        plot_growth(run)

@@ -40,6 +40,7 @@ from qwen3np.tokenizer import EmbeddingTokenizer
 
 RESULTS = Path(__file__).parent / "results" / "run.json"
 THREADS = min(2, usable_cores())
+RERANK = "rerank 1x100"
 OURS = ("qwen3np high", "qwen3np medium")
 FIRST = [
     "qwen3np highest", "qwen3np simd", "transformers bf16", "transformers float32",
@@ -228,21 +229,20 @@ def size(work: Workload) -> int:
     return sum(map(len, work.ids))
 
 
-def rerank(folder: Path, seconds: float) -> list[dict[str, Any]]:
+def rerank(folder: Path, reranker: Path, seconds: float) -> list[dict[str, Any]]:
     """One query, 100 documents of 200 tokens; query and instruction 60 tokens."""
     rng = np.random.default_rng(0)
     words = "the capital of gravity is a force that attracts two bodies and responsible for movement".split()
     query = " ".join(rng.choice(words, 41))
     documents = [" ".join(rng.choice(words, 195)) for _ in range(100)]
     workers = [Worker(name, folder, THREADS) for name in (*OURS, "transformers bf16")]
-    expected = workers[0]("rerank", folder, query, documents)[1]
+    expected = workers[0]("rerank", reranker, query, documents)[1]
 
     def check(scores: Any) -> tuple[float, bool]:
         correlation = float(np.corrcoef(scores, expected)[0, 1])
         return correlation, correlation >= LOWEST_COSINE
 
-    name = "rerank 1x100"
-    rows = timed(name, workers, lambda w: w("rerank", folder, query, documents), check, seconds)
+    rows = timed(RERANK, workers, lambda w: w("rerank", reranker, query, documents), check, seconds)
     for w in workers:
         w.close()
     return [row | {"threads": THREADS, "beside": "transformers bf16"} for row in rows]
@@ -279,6 +279,9 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="under five minutes: two workloads, PyTorch only"
     )
+    parser.add_argument(
+        "--proceed", action="store_true", help="keep the figures of run.json, measure the rest"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="WORKLOAD")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -291,8 +294,13 @@ def main() -> None:
                 w.peers = [p for p in w.peers if p.startswith("transformers")]
         seconds = 5 if args.quick else SECONDS
         whole = not args.only and not args.quick
-        results: dict[str, Any] = {"about": about(), "roofline": roofline.measure(THREADS), "rows": []}
+        results: dict[str, Any] = {"rows": []}
+        if args.proceed and RESULTS.exists():
+            results = json.loads(RESULTS.read_text())
+        else:
+            results |= {"about": about(), "roofline": roofline.measure(THREADS)}
         rows = results["rows"]
+        done = {row["beside"] for row in rows}
 
         def save() -> None:
             """After every peer: half an hour's figures are not lost with the last of them."""
@@ -301,22 +309,25 @@ def main() -> None:
                 partial.write_text(json.dumps(results, indent=1) + "\n")
                 partial.replace(RESULTS)
 
-        for some in (FIRST, [name for name in CONTENDERS if name not in FIRST]):
-            for new in compare(folder, works, some, seconds):
-                rows += new
+        def peers(names: list[str]) -> None:
+            for new in compare(folder, works, [name for name in names if name not in done], seconds):
+                rows.extend(new)
                 save()
-            if some is FIRST and (whole or "rerank" in args.only):
-                reranker = Path(temporary) / "reranker"
-                synthesize(reranker, "reranker-0.6B", tokenizer=folder / "tokenizer.json")
-                rows += rerank(reranker, seconds)
-                save()
-            if some is FIRST and whole:
-                results["processes"] = processes.measure(folder)
-                save()
-        if whole:
+
+        peers(FIRST)
+        if (whole or "rerank" in args.only) and not any(row["workload"] == RERANK for row in rows):
+            reranker = Path(temporary) / "reranker"
+            synthesize(reranker, "reranker-0.6B", tokenizer=folder / "tokenizer.json")
+            rows += rerank(folder, reranker, seconds)
+            save()
+        if whole and "processes" not in results:
+            results["processes"] = processes.measure(folder)
+            save()
+        if whole and "growth" not in results:
             shallow = synthesize(Path(temporary) / "shallow", "0.6B", layers=GROWTH_LAYERS)
             results["growth"] = growth(shallow, 32768)
             save()
+        peers([name for name in CONTENDERS if name not in FIRST])
         for row in rows:
             print(line(row))
         print(json.dumps(results["roofline"]))

@@ -23,6 +23,7 @@ from .weights import allocate, is_bfloat16, pack, pad
 PRECISIONS = ("highest", "high", "medium")
 STEP_TOKENS = 2048
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
+GATHER_PANELS = 64  # at a time: a stream of 32,768 tokens at once would take 400 MB beside itself
 PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 parts of an activation on tiles
 
 
@@ -191,9 +192,12 @@ class NumbaBackend:
         panels, pooled_panels = -(-ends[-1] // 16), -(-len(texts) // 16)
         work = self._work(panels, keys)
         ids = np.concatenate([np.asarray(ids[len(known) :], np.int64) for ids in texts])
-        rows = np.zeros((panels * 16, D), np.float32)
-        rows[: len(ids), : c.hidden_size] = self._embed_tokens[ids]
-        work.x[:] = rows.reshape(panels, 16, D).transpose(0, 2, 1)
+        for first in range(0, panels, GATHER_PANELS):
+            x = work.x[first : first + GATHER_PANELS]
+            some = ids[first * 16 : (first + len(x)) * 16]
+            rows = np.zeros((len(x) * 16, D), np.float32)
+            rows[: len(some), : c.hidden_size] = self._embed_tokens[some]
+            x[:] = rows.reshape(len(x), 16, D).transpose(0, 2, 1)
         pooled_x = self._buffer("pooled", (pooled_panels, D, 16))
         pooled_x[:] = 0
         positions = len(known) + np.arange(ends[-1]) - np.repeat(begins, own)
