@@ -51,6 +51,7 @@ class NumbaBackend:
         self.config = checkpoint.config
         self.pool = Pool(num_threads)
         self._embed_tokens = checkpoint.weights().embed_tokens
+        self._release = checkpoint.release
         self._norm = checkpoint.weights().norm
         self._team = new_team()
         self._lock = Lock()
@@ -198,6 +199,8 @@ class NumbaBackend:
             rows = np.zeros((len(x) * 16, D), np.float32)
             rows[: len(some), : c.hidden_size] = self._embed_tokens[some]
             x[:] = rows.reshape(len(x), 16, D).transpose(0, 2, 1)
+            if panels * 16 > STEP_TOKENS:  # the rows of a long text are all over the file: 300 MB of pages
+                self._release()
         pooled_x = self._buffer("pooled", (pooled_panels, D, 16))
         pooled_x[:] = 0
         positions = len(known) + np.arange(ends[-1]) - np.repeat(begins, own)
