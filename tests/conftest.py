@@ -6,7 +6,9 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from unittest import mock
+
+# NumPy multiplies small matrices here: more threads would only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 from qwen3np.kernels import isa
@@ -16,22 +18,31 @@ from qwen3np.cli import main
 from qwen3np.numba_backend import PRECISIONS
 from qwen3np.synth import LIKE, synthesize
 
-
-def usable(path: str, precision: str) -> bool:
-    """Whether this CPU has the instruction path, and the precision uses it."""
-    with mock.patch.dict(os.environ, {"QWEN3NP_ISA": path}):
-        try:
-            return isa.choose(precision) == path
-        except ValueError:
-            return False
+# Path and precision of every computation there is: on simd all precisions are the same one.
+ALL_KERNELS = [
+    (isa.SIMD, "highest"),
+    (isa.AVX512_BF16, "medium"),
+    *((path, precision) for path in (isa.AMX, isa.AMX_SPELLED_OUT) for precision in PRECISIONS),
+]
 
 
-KERNELS = [(path, precision) for path in isa.PATHS for precision in PRECISIONS if usable(path, precision)]
+def kernels(*quick: str) -> list:
+    """Those of this machine. Of other paths than `quick` they are slow: each path compiles for itself."""
+    here = [kernel for kernel in ALL_KERNELS if kernel[0] in isa.available()]
+    slow = [[pytest.mark.slow] if path not in quick else [] for path, _ in here]
+    return [pytest.param(k, id=" ".join(k), marks=marks) for k, marks in zip(here, slow, strict=True)]
 
 
-@pytest.fixture(params=KERNELS, ids=" ".join)
+@pytest.fixture(params=kernels(isa.SIMD, isa.choose("high"), isa.choose("medium")))
 def kernel(request, monkeypatch) -> tuple[str, str]:
     """Every instruction path and precision of this machine in turn; QWEN3NP_ISA asks for the path."""
+    monkeypatch.setenv("QWEN3NP_ISA", request.param[0])
+    return request.param
+
+
+@pytest.fixture(params=kernels(isa.choose("high")))
+def stages_kernel(request, monkeypatch) -> tuple[str, str]:
+    """The same for engine.layer_stages, which compiles as long again."""
     monkeypatch.setenv("QWEN3NP_ISA", request.param[0])
     return request.param
 
