@@ -26,23 +26,17 @@ ALL_KERNELS = [
 ]
 
 
-def kernels(*quick: str) -> list:
-    """Those of this machine. Of other paths than `quick` they are slow: each path compiles for itself."""
-    here = [kernel for kernel in ALL_KERNELS if kernel[0] in isa.available()]
-    slow = [[pytest.mark.slow] if path not in quick else [] for path, _ in here]
-    return [pytest.param(k, id=" ".join(k), marks=marks) for k, marks in zip(here, slow, strict=True)]
+# Those of this machine. All but the default are slow: each path compiles for half a minute.
+KERNELS = [
+    pytest.param(kernel, id=" ".join(kernel), marks=[pytest.mark.slow] * (kernel[0] != isa.choose("high")))
+    for kernel in ALL_KERNELS
+    if kernel[0] in isa.available()
+]
 
 
-@pytest.fixture(params=kernels(isa.SIMD, isa.choose("high"), isa.choose("medium")))
+@pytest.fixture(params=KERNELS)
 def kernel(request, monkeypatch) -> tuple[str, str]:
     """Every instruction path and precision of this machine in turn; QWEN3NP_ISA asks for the path."""
-    monkeypatch.setenv("QWEN3NP_ISA", request.param[0])
-    return request.param
-
-
-@pytest.fixture(params=kernels(isa.choose("high")))
-def stages_kernel(request, monkeypatch) -> tuple[str, str]:
-    """The same for engine.layer_stages, which compiles as long again."""
     monkeypatch.setenv("QWEN3NP_ISA", request.param[0])
     return request.param
 

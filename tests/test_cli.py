@@ -124,6 +124,7 @@ def test_synth_writes_a_model_that_embeds(run, tmp_path):
     assert code == 2 and "nothing was written" in err
 
 
+@pytest.mark.slow  # it compiles for all precisions; CI runs the demo itself, too
 def test_the_demo_runs_without_a_network(tmp_path):
     """It says that the weights are generated, and that they agree with the reading copy."""
     done = program("demo", cwd=tmp_path, timeout=60)

@@ -45,8 +45,8 @@ def bad_rows(report: str) -> list[str]:
 # ---- it holds
 
 
-def test_it_holds_on_every_path(run, tiny, stages_kernel):
-    path, precision = stages_kernel
+def test_it_holds_on_every_path(run, tiny, kernel):
+    path, precision = kernel
     code, out, err = run(tiny, "--precision", precision)
     assert (code, err, bad_rows(out)) == (0, "", []), out
     assert f"numba, {path}, matmul_precision {precision}" in out
@@ -58,9 +58,9 @@ def test_it_holds_for_the_reading_copy(run, tiny):
     assert code == 0 and "numpy, the reading copy" in out and out.splitlines()[-1].startswith("HELD")
 
 
-def test_stages_end_in_the_bits_of_encode(tiny, stages_kernel):
+def test_stages_end_in_the_bits_of_encode(tiny, kernel):
     """Also past a block of 256 tokens and where texts share a panel."""
-    backend = NumbaBackend(Checkpoint(tiny), stages_kernel[1])
+    backend = NumbaBackend(Checkpoint(tiny), kernel[1])
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, 2048, n).tolist() for n in (1, 17, 300, 15, 1, 700)]
     before = backend.encode(texts)
@@ -83,6 +83,7 @@ def test_the_stages_are_all_there_in_forward_order(tiny):
     assert result.held and result.bad == []
 
 
+@pytest.mark.slow
 def test_the_published_token_ids_are_compared_under_the_published_tokenizer(assets, tmp_path, monkeypatch):
     """With a narrow model of the whole vocabulary."""
     wide = dataclasses.replace(synth.LIKE["tiny"], vocab_size=151669)

@@ -41,8 +41,8 @@ def bad_rows(report: str) -> list[str]:
 # ---- it holds
 
 
-def test_it_holds_on_every_path(run, tiny_reranker, stages_kernel):
-    path, precision = stages_kernel
+def test_it_holds_on_every_path(run, tiny_reranker, kernel):
+    path, precision = kernel
     code, out, err = run(tiny_reranker, "--precision", precision)
     assert (code, err, bad_rows(out)) == (0, "", []), out
     assert f"numba, {path}, matmul_precision {precision}" in out
@@ -75,6 +75,7 @@ def whole_vocabulary(assets, tmp_path_factory) -> Path:
         )
 
 
+@pytest.mark.slow
 def test_the_published_token_ids_are_compared_under_the_published_tokenizer(whole_vocabulary):
     model = Reranker(whole_vocabulary, backend="numpy")
     result = verify.verify(model)
