@@ -6,7 +6,9 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from unittest import mock
+
+# NumPy multiplies small matrices here: more threads would only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 from qwen3np.kernels import isa
@@ -16,20 +18,23 @@ from qwen3np.cli import main
 from qwen3np.numba_backend import PRECISIONS
 from qwen3np.synth import LIKE, synthesize
 
-
-def usable(path: str, precision: str) -> bool:
-    """Whether this CPU has the instruction path, and the precision uses it."""
-    with mock.patch.dict(os.environ, {"QWEN3NP_ISA": path}):
-        try:
-            return isa.choose(precision) == path
-        except ValueError:
-            return False
+# Path and precision of every computation there is: on simd all precisions are the same one.
+ALL_KERNELS = [
+    (isa.SIMD, "highest"),
+    (isa.AVX512_BF16, "medium"),
+    *((path, precision) for path in (isa.AMX, isa.AMX_SPELLED_OUT) for precision in PRECISIONS),
+]
 
 
-KERNELS = [(path, precision) for path in isa.PATHS for precision in PRECISIONS if usable(path, precision)]
+# Those of this machine. All but the default are slow: each path compiles for half a minute.
+KERNELS = [
+    pytest.param(kernel, id=" ".join(kernel), marks=[pytest.mark.slow] * (kernel[0] != isa.choose("high")))
+    for kernel in ALL_KERNELS
+    if kernel[0] in isa.available()
+]
 
 
-@pytest.fixture(params=KERNELS, ids=" ".join)
+@pytest.fixture(params=KERNELS)
 def kernel(request, monkeypatch) -> tuple[str, str]:
     """Every instruction path and precision of this machine in turn; QWEN3NP_ISA asks for the path."""
     monkeypatch.setenv("QWEN3NP_ISA", request.param[0])

@@ -20,7 +20,7 @@ from qwen3np.kernels import isa
 from qwen3np import Embedder, beginnings, engine, reference, synth
 from qwen3np.checkpoint import Checkpoint
 from qwen3np.config import Config
-from qwen3np.numba_backend import PRECISIONS, NumbaBackend
+from qwen3np.numba_backend import NumbaBackend
 
 LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 47, 100, 5, 300, 1, 1, 257)
 # Unit vectors against float64, times sqrt(1024 / hidden_size): the fewer channels, the larger they are. The
@@ -34,10 +34,6 @@ ODD = {
     "group of 4, heads of 18": Config(40, 100, 2, 8, 2, 18, 131, 4096, 1e-6, 1e6, True),
     "no groups": Config(33, 47, 2, 5, 5, 6, 131, 4096, 1e-6, 1e6, True),
 }
-
-
-def paths() -> list[str]:
-    return isa.available()
 
 
 def checkpoint_of(config: Config, folder: Path) -> Checkpoint:
@@ -68,8 +64,11 @@ def random_texts(config: Config, lengths=LENGTHS, seed=0) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module", params=ODD)
-def odd(request, tmp_path_factory) -> Checkpoint:
-    return checkpoint_of(ODD[request.param], tmp_path_factory.mktemp("odd") / "model")
+def odd(request, tmp_path_factory) -> tuple[Checkpoint, list[list[int]], np.ndarray]:
+    """A checkpoint, texts, and their vectors in float64."""
+    checkpoint = checkpoint_of(ODD[request.param], tmp_path_factory.mktemp("odd") / "model")
+    texts = random_texts(checkpoint.config)
+    return checkpoint, texts, truth(checkpoint, texts)
 
 
 @pytest.fixture(scope="module")
@@ -85,26 +84,22 @@ def truth(checkpoint: Checkpoint, texts: list[list[int]]) -> np.ndarray:
     return reference.normalize(np.stack([reference.pool(x_TD) for x_TD in states]))
 
 
-@pytest.mark.parametrize("path", paths())
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_it_is_the_reading_copy(odd, precision, path, monkeypatch):
-    monkeypatch.setenv("QWEN3NP_ISA", path)
-    texts = random_texts(odd.config)
-    vectors = reference.normalize(NumbaBackend(odd, precision).encode(texts))
-    error = np.abs(vectors - truth(odd, texts)).max(axis=1)
-    tolerance = TOLERANCE[precision] * (1024 / odd.config.hidden_size) ** 0.5
+def test_it_is_the_reading_copy(odd, kernel):
+    path, precision = kernel
+    checkpoint, texts, expected = odd
+    run = NumbaBackend(checkpoint, precision)
+    assert run.isa == path
+    error = np.abs(reference.normalize(run.encode(texts)) - expected).max(axis=1)
+    tolerance = TOLERANCE[precision] * (1024 / checkpoint.config.hidden_size) ** 0.5
     assert error.max() <= tolerance, f"{dict(zip(LENGTHS, error, strict=False))}"
 
 
-@pytest.mark.parametrize("path", paths())
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_text_has_the_same_bits_in_any_company(small, precision, path, monkeypatch):
+def test_a_text_has_the_same_bits_in_any_company(small, kernel):
     """Alone, in 50 random batches with any neighbours, reversed, doubled, with one and two threads."""
-    monkeypatch.setenv("QWEN3NP_ISA", path)
     texts = random_texts(small.config)
-    run = NumbaBackend(small, precision)
+    run = NumbaBackend(small, kernel[1])
     alone = np.concatenate([run.encode([text]) for text in texts])
-    single = NumbaBackend(small, precision, num_threads=1)
+    single = NumbaBackend(small, kernel[1], num_threads=1)
     rng = np.random.default_rng(1)
     for trial in range(50):
         chosen = rng.integers(0, len(texts), rng.integers(1, 30))
@@ -113,12 +108,9 @@ def test_a_text_has_the_same_bits_in_any_company(small, precision, path, monkeyp
         np.testing.assert_array_equal(encode([texts[i] for i in chosen]), alone[chosen])
 
 
-@pytest.mark.parametrize("path", paths())
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_shared_beginning_changes_no_bit(small, precision, path, monkeypatch):
+def test_a_shared_beginning_changes_no_bit(small, kernel, monkeypatch):
     """Beginnings computed once, kept, built on one another, and forgotten: each text as if it were alone."""
-    monkeypatch.setenv("QWEN3NP_ISA", path)
-    plain, sharing = NumbaBackend(small, precision), NumbaBackend(small, precision)
+    plain, sharing = NumbaBackend(small, kernel[1]), NumbaBackend(small, kernel[1])
     rng = np.random.default_rng(2)
     long = rng.integers(0, small.config.vocab_size, 600).tolist()
     computed: list[int] = []
@@ -147,17 +139,17 @@ def test_a_shared_beginning_changes_no_bit(small, precision, path, monkeypatch):
     assert all(count <= 30 for count in computed)
 
 
-@pytest.mark.parametrize("stored", ["F32", "F16", "F32 exact"])
+@pytest.mark.slow  # another engine.encode to compile
+@pytest.mark.parametrize("stored", ["F32", "F16"])
 def test_weights_that_are_not_bfloat16(small, stored):
     """float32 and float16 checkpoints are not rounded."""
     rng = np.random.default_rng(0)
     tensors = {}
     for name, tensor in small.tensors.items():
         data = tensor.widen()
-        if stored != "F32 exact":
-            data = data * (1 + rng.normal(0, 1e-3, data.shape)).astype(np.float32)
+        data = data * (1 + rng.normal(0, 1e-3, data.shape)).astype(np.float32)
         data = data.astype(np.float16) if stored == "F16" else data
-        tensors[name] = dataclasses.replace(tensor, dtype=stored[:3], data=data)
+        tensors[name] = dataclasses.replace(tensor, dtype=stored, data=data)
     checkpoint = Checkpoint(small.folder)
     checkpoint.tensors = tensors
     texts = random_texts(small.config, (1, 20, 40))
@@ -250,6 +242,15 @@ def test_arguments_out_of_range_are_refused(tiny, monkeypatch):
     monkeypatch.setenv("QWEN3NP_ISA", "mmx")
     with pytest.raises(ValueError, match="QWEN3NP_ISA = 'mmx'"):
         Embedder(tiny)
+
+
+def test_which_kernels_a_path_and_precision_use(monkeypatch):
+    """Tiles take every precision, vdpbf16ps only "medium", which rounds; and both only bfloat16 weights."""
+    for path in isa.available():
+        monkeypatch.setenv("QWEN3NP_ISA", path)
+        chosen = [isa.choose(precision) for precision in ("highest", "high", "medium")]
+        assert chosen == ([isa.SIMD] * 2 if path == isa.AVX512_BF16 else [path] * 2) + [path]
+        assert isa.choose("medium", bfloat16=False) == isa.SIMD
 
 
 def test_shapes_never_compile(small):

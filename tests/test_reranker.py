@@ -49,19 +49,19 @@ def exact(folder, pairs):
     return logits[:, ids["true_token_id"]] - logits[:, ids["false_token_id"]], np.abs(logits).max()
 
 
-@pytest.mark.parametrize("precision, tolerance", [("highest", 1e-6), ("high", 2e-5)])
 @pytest.mark.parametrize("kind", ["tiny_reranker", "untied_reranker"])
-def test_scores_are_the_logits_difference(request, kind, precision, tolerance):
+def test_scores_are_the_logits_difference(request, kind):
     folder = request.getfixturevalue(kind)
     pairs = [(QUERY, d) for d in DOCUMENTS] + [("", DOCUMENTS[0])]
     expected, scale = exact(folder, pairs)
-    model = Reranker(folder, matmul_precision=precision)
-    raw = model.predict(pairs, raw_scores=True)
-    assert raw.dtype == np.float32
-    np.testing.assert_allclose(raw, expected, atol=tolerance * scale)
-    np.testing.assert_array_equal(model.predict(pairs, activation_fn=None), raw)
-    np.testing.assert_allclose(model.predict(pairs), 1 / (1 + np.exp(-expected)), atol=tolerance * scale)
-    np.testing.assert_array_equal(model.predict(pairs, activation_fn=lambda x: 2 * x), 2 * raw)
+    for precision, tolerance in (("highest", 1e-6), ("high", 2e-5)):
+        model = Reranker(folder, matmul_precision=precision)
+        raw = model.predict(pairs, raw_scores=True)
+        assert raw.dtype == np.float32
+        np.testing.assert_allclose(raw, expected, atol=tolerance * scale)
+        np.testing.assert_array_equal(model.predict(pairs, activation_fn=None), raw)
+        np.testing.assert_allclose(model.predict(pairs), 1 / (1 + np.exp(-expected)), atol=tolerance * scale)
+        np.testing.assert_array_equal(model.predict(pairs, activation_fn=lambda x: 2 * x), 2 * raw)
 
 
 def test_sigmoid_has_no_overflow():

@@ -62,14 +62,25 @@ class Interruption:
         self.write(file, data)
 
 
+FULL, CTRL_C = (OSError(errno.ENOSPC, "No space left on device"), 2), (KeyboardInterrupt(), 130)
+
+
+def slow(*values: object):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    "error, code", [(OSError(errno.ENOSPC, "No space left on device"), 2), (KeyboardInterrupt(), 130)]
+    "output, interruption",
+    [
+        *[(".npy", FULL), (".jsonl", CTRL_C), (".parquet", CTRL_C), (".safetensors", FULL)],
+        *[slow(".npy", CTRL_C), slow(".jsonl", FULL), slow(".parquet", FULL), slow(".safetensors", CTRL_C)],
+    ],
 )
-@pytest.mark.parametrize("output", OUTPUTS)
-def test_a_run_interrupted_anywhere_goes_on(embed, tmp_path, monkeypatch, output, error, code):
+def test_a_run_interrupted_anywhere_goes_on(embed, tmp_path, monkeypatch, output, interruption):
     """After every single write of a run, bad rows and ids among them: there is no output or a whole one, and
     the run that goes on makes the same bytes. Parquet's own writes are not counted, but those before are."""
     monkeypatch.setattr(run, "CHUNK_ROWS", 3)
+    error, code = interruption
     lines = [json.dumps({"text": text, "id": f"i{n}"}) for n, text in enumerate(TEXTS)]
     (tmp_path / "in.jsonl").write_text("\n".join([lines[0], "?", *lines[1:], "{"]))
     out, partial = tmp_path / f"out{output}", tmp_path / f"out{output}.partial"
@@ -81,12 +92,12 @@ def test_a_run_interrupted_anywhere_goes_on(embed, tmp_path, monkeypatch, output
     for allowed in range(100):
         for name in whole:
             (tmp_path / name).unlink()
-        interruption = Interruption(monkeypatch, error)
-        interruption.allowed = allowed
+        writes = Interruption(monkeypatch, error)
+        writes.allowed = allowed
         found, _, err = embed(*command)
-        monkeypatch.setattr("qwen3np.files.work.write", interruption.write)
-        monkeypatch.setattr("qwen3np.files.outputs.write", interruption.write)
-        if interruption.allowed >= 0:
+        monkeypatch.setattr("qwen3np.files.work.write", writes.write)
+        monkeypatch.setattr("qwen3np.files.outputs.write", writes.write)
+        if writes.allowed >= 0:
             break
         assert found == code and not out.exists()
         assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".tmp")]
@@ -134,8 +145,14 @@ def test_resume_knows_another_model_of_the_same_shape(embed, tmp_path, model, mo
     assert run._model_digest(model.checkpoint) != before
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "output, how",
+    [
+        (".npy", signal.SIGKILL),
+        *[slow(output, signal.SIGKILL) for output in OUTPUTS[1:]],
+        *[slow(output, signal.SIGINT) for output in OUTPUTS],
+    ],
+)
 def test_a_killed_run_goes_on_bit_for_bit(tiny, embed, tmp_path, output, how):
     write_input(tmp_path / "in.txt", [f"text {i} {i * 7919 % 1000}" for i in range(9000)])
     assert embed("in.txt", "--output", f"whole{output}")[0] == 0
@@ -156,7 +173,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny, embed, tmp_path, output, how):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.txt", out.name, f"whole{output}"]
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("output", [".parquet", *map(slow, (".npy", ".jsonl", ".safetensors"))])
 def test_a_file_that_outgrows_its_limit(tiny, embed, tmp_path, output):
     """A real error of the system, in the last step: the chunks fit, the output does not."""
     write_input(tmp_path / "in.txt", [f"text {i}" for i in range(3000)])

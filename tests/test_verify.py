@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from qwen3np import Embedder, backends, numba_backend, published, reference, synth, verify
-from qwen3np.backends import NumpyBackend
 from qwen3np.checkpoint import Checkpoint, Tensor
 from qwen3np.cli import main
 from qwen3np.numba_backend import NumbaBackend
@@ -84,6 +83,7 @@ def test_the_stages_are_all_there_in_forward_order(tiny):
     assert result.held and result.bad == []
 
 
+@pytest.mark.slow
 def test_the_published_token_ids_are_compared_under_the_published_tokenizer(assets, tmp_path, monkeypatch):
     """With a narrow model of the whole vocabulary."""
     wide = dataclasses.replace(synth.LIKE["tiny"], vocab_size=151669)
@@ -157,21 +157,20 @@ def damaged(checkpoint: Checkpoint, damage) -> Checkpoint:
     return other
 
 
-@pytest.mark.parametrize("backend", [NumbaBackend, NumpyBackend])
 @pytest.mark.parametrize("damage, stage", PLANTED)
-def test_an_error_in_what_the_backend_reads_is_found_at_its_stage(
-    run, tiny, monkeypatch, backend, damage, stage
-):
-    init = backend.__init__
-    monkeypatch.setattr(backend, "__init__", lambda self, c, *args: init(self, damaged(c, damage), *args))
-    code, out, err = run(tiny, "--backend", backend.name)
+def test_an_error_in_what_the_backend_reads_is_found_at_its_stage(run, tiny, monkeypatch, damage, stage):
+    init = NumbaBackend.__init__
+    monkeypatch.setattr(
+        NumbaBackend, "__init__", lambda self, c, *args: init(self, damaged(c, damage), *args)
+    )
+    code, out, err = run(tiny)
     assert (code, err) == (1, "") and bad_rows(out)[0] == stage, out
     assert out.splitlines()[-1].endswith(f"the first of them: {stage}")
     assert bad_rows(out)[-1] != stage  # and it went on
 
 
-@pytest.mark.parametrize("damage, stage", PLANTED)
-def test_an_error_in_what_the_reading_copy_reads_is_found_too(run, tiny, monkeypatch, damage, stage):
+@pytest.mark.parametrize("damage, stage", [(not_a_number, "layers.1.self_attn"), (small_weight, "norm")])
+def test_an_error_in_what_the_reading_copy_reads_is_found_too(tiny, damage, stage):
     model = Embedder(tiny)
     model.checkpoint = damaged(model.checkpoint, damage)
     assert verify.verify(model).bad[0] == stage
@@ -192,13 +191,12 @@ def test_a_float16_residual_stream_is_found_in_the_kernels(run, tiny, monkeypatc
 
 
 SOURCE_ERRORS = [
-    ("np.split(x_TNH, 2, axis=-1)", "(x_TNH[..., ::2], x_TNH[..., 1::2])", "layers.0.self_attn"),
     ("    return x_TD\n", "    return x_TD.astype(np.float16).astype(x_TD.dtype)\n", "layers.0"),
     ("x_TD[-1]", "x_TD[0]", "pooled"),
 ]
 
 
-@pytest.mark.parametrize("right, wrong, stage", SOURCE_ERRORS, ids=["RoPE", "float16 residual", "pooling"])
+@pytest.mark.parametrize("right, wrong, stage", SOURCE_ERRORS, ids=["float16 residual", "pooling"])
 def test_an_error_in_the_backends_code_is_found(run, tiny, monkeypatch, right, wrong, stage):
     source = inspect.getsource(reference)
     assert right in source, "the line to change is gone: update this test"

@@ -41,19 +41,18 @@ def bad_rows(report: str) -> list[str]:
 # ---- it holds
 
 
-@pytest.mark.parametrize("folder", ["tiny_reranker", "untied_reranker"])
-def test_it_holds_on_every_path(run, request, folder, kernel):
+def test_it_holds_on_every_path(run, tiny_reranker, kernel):
     path, precision = kernel
-    code, out, err = run(request.getfixturevalue(folder), "--precision", precision)
+    code, out, err = run(tiny_reranker, "--precision", precision)
     assert (code, err, bad_rows(out)) == (0, "", []), out
     assert f"numba, {path}, matmul_precision {precision}" in out
     assert "no published value among them" in out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("folder", ["tiny_reranker", "untied_reranker"])
-def test_it_holds_for_the_reading_copy(run, request, folder):
-    code, out, _ = run(request.getfixturevalue(folder), "--backend", "numpy")
-    assert code == 0 and "numpy, the reading copy" in out, out
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_it_holds_with_an_lm_head(run, untied_reranker, backend):
+    code, out, err = run(untied_reranker, "--backend", backend)
+    assert (code, err, bad_rows(out)) == (0, "", []) and f"backend   {backend}, " in out, out
 
 
 def test_the_score_is_the_last_stage(tiny_reranker):
@@ -76,6 +75,7 @@ def whole_vocabulary(assets, tmp_path_factory) -> Path:
         )
 
 
+@pytest.mark.slow
 def test_the_published_token_ids_are_compared_under_the_published_tokenizer(whole_vocabulary):
     model = Reranker(whole_vocabulary, backend="numpy")
     result = verify.verify(model)
@@ -113,12 +113,9 @@ def test_the_published_token_ids_are_the_collected_ones(assets):
     "part, wrong, row",
     [
         ("ANSWER", ANSWER.removesuffix("\n"), "answer's part of the prompt"),
-        ("ANSWER", ANSWER.replace("<think>\n\n</think>\n\n", ""), "answer's part of the prompt"),
-        ("BODY", BODY.replace("<Query>:", "<Query>: "), "instruction, query, document"),
         ("BODY", BODY.replace("<Query>: ", "<Query>:"), "instruction, query, document"),
         ("BODY", BODY.replace("{query}\n", "{query}"), "instruction, query, document"),
         ("BODY", BODY + "\n", "body as one string"),
-        ("SYSTEM", SYSTEM.replace("judge", "Judge").replace("Judge", "judge"), "system's part of the prompt"),
         ("SYSTEM", SYSTEM.removesuffix("\n"), "system's part of the prompt"),
     ],
 )
