@@ -5,7 +5,9 @@ q        float32 panels [P, N*H, 16], normalised and turned
 keys     of the stream's texts, and values: see keys_values.py
 out      operand [P, N*H, 16]
 
-On AMX's tiles a product of two sums of parts leaves out the pairs that are smaller than its last part.
+Queries and probabilities become operands (panels.py) of the keys' and values' kind: float32, rounded to
+bfloat16, or for AMX sums of bfloat16 parts, where a product of two sums leaves out the pairs that are smaller
+than its last part. Scores, softmax and sums are float32 always.
 
 A query panel may hold tokens of several texts. A segment says which: its lanes, and the places of its text's
 keys. Keys are taken in chunks counted from the text's first, each chunk's sums are chains over its keys in
@@ -16,12 +18,13 @@ bit.
 from __future__ import annotations
 
 import numpy as np
+from numba import types
 from numba.extending import overload
 
 from .compiled import inline
 from .keys_values import AT_ONCE, padded
 from .lanes import both, exp, load, maximum, select, splat, store
-from .matmul import panels_at_once, product
+from .matmul import kind_of, panels_at_once, product
 from .panels import put_parts, put_rows
 from .team import TASKS, atomic_add
 from .tiles import TILE, configure, multiply_tiles, release, tiled
@@ -31,15 +34,11 @@ LOWEST = np.float32(-1e30)  # below any score; with -inf, a lane that sees nothi
 MOST = 3  # heads at once
 PARTS = 3  # of a float32 value, at the most
 
-multiply_keys = product("store", "float32")
-multiply_values = product("store", "float32")
-multiply_values_on = product("continue", "float32")
-
 
 def scratch_size(head_dim: int, group: int) -> int:
     """float32 values of scratch that a thread needs."""
     rows = padded(head_dim, tiles=True)
-    operands = 2 * PARTS * (rows + CHUNK) // 2
+    operands = 2 * PARTS * (rows + CHUNK) // 2  # of two heads on tiles; MOST heads of one part take less
     return 16 * (MOST * (CHUNK + rows + 2) + group * rows + operands)
 
 
@@ -54,108 +53,107 @@ def _heads_at_once(keys, left):
     return lambda keys, left: panels_at_once(left)
 
 
-def head_rows(values):
-    """H': rows of a head's result."""
+def parts_and_rows(values):
+    """Of how many parts a value is, and H': the rows of a head's result."""
 
 
-@overload(head_rows, jit_options={"nogil": True})
-def _head_rows(values):
+@overload(parts_and_rows, jit_options={"nogil": True})
+def _parts_and_rows(values):
     if tiled(values):
-        return lambda values: values.shape[2] * 32
-    return lambda values: values.shape[3]
+        return lambda values: (values.shape[1], values.shape[2] * 32)
+    return lambda values: (1, values.shape[2] * values.shape[3] // 16)
 
 
-def put_queries(operands, q, q_at, take, H, keys):
-    """What key_scores needs of `take` heads of q, done once for all keys."""
+def operand(left, parts, take, rows, source, at, step, operands, to):
+    """`take` panels of `rows` float32 rows, `step` apart in source from `at` on, as `left` (keys or values)
+    is multiplied by: an array, the index of the first panel, and the step to the next. Float32 as they are;
+    else in parts, at operands[to] and behind, with zeros up to a multiple of 32 rows."""
 
 
-@overload(put_queries, jit_options={"nogil": True})
-def _put_queries(operands, q, q_at, take, H, keys):
-    if not tiled(keys):
-        return lambda operands, q, q_at, take, H, keys: None
+@overload(operand, jit_options={"nogil": True})
+def _operand(left, parts, take, rows, source, at, step, operands, to):
+    if left.dtype == types.float32:
+        return lambda left, parts, take, rows, source, at, step, operands, to: (source, at, step)
 
-    def put(operands, q, q_at, take, H, keys):
-        parts, rows = keys.shape[2], keys.shape[3] * 32
+    def put(left, parts, take, rows, source, at, step, operands, to):
+        part_step = -(-rows // 32) * TILE
         for t in range(take):
-            to = t * parts * rows * 16
-            for h in range(0, rows, 2):
+            for i in range(0, part_step, 32):
                 even = odd = splat(np.float32(0))
-                if h < H:  # H is even
-                    even, odd = load(q, q_at + (t * H + h) * 16), load(q, q_at + (t * H + h + 1) * 16)
-                put_parts(operands, to + h * 16, rows * 16, parts, even, odd)
+                if i < rows * 16:  # an even number of rows
+                    even, odd = load(source, at + t * step + i), load(source, at + t * step + i + 16)
+                put_parts(operands, to + t * parts * part_step + i, part_step, parts, even, odd)
+        return operands, to, parts * part_step
 
     return put
 
 
-def key_scores(keys, head, start, stop, q, q_at, take, H, operands, scores, score_step):
-    """scores[t, j] = q[t] . keys[start + j], for `take` heads."""
+def key_scores(keys, head, start, stop, take, q, q_at, q_step, scores, score_step):
+    """scores[t, j] = q[t] . keys[start + j], for `take` heads; q is an operand."""
 
 
 @overload(key_scores, jit_options={"nogil": True})
-def _key_scores(keys, head, start, stop, q, q_at, take, H, operands, scores, score_step):
+def _key_scores(keys, head, start, stop, take, q, q_at, q_step, scores, score_step):
     if tiled(keys):
 
-        def products(keys, head, start, stop, q, q_at, take, H, operands, scores, score_step):
+        def products(keys, head, start, stop, take, q, q_at, q_step, scores, score_step):
             parts, steps = keys.shape[2], keys.shape[3]
             part_step = steps * TILE
             for j in range(start, stop, 32):
                 for part in range(parts):
                     k_at = ((head * keys.shape[1] + j // 32) * parts + part) * steps * 2 * TILE
                     multiply_tiles(
-                        part == 0, keys, k_at, steps, operands, 0, parts * part_step, part_step, parts - part,
-                        take, scores, (j - start) * 16, score_step, 0,
+                        part == 0, keys, k_at, steps, q, q_at, q_step, part_step, parts - part, take, scores,
+                        (j - start) * 16, score_step, 0,
                     )  # fmt: skip
 
-    else:
+        return products
 
-        def products(keys, head, start, stop, q, q_at, take, H, operands, scores, score_step):
-            for j in range(start, stop, 16):
-                k_at = (head * keys.shape[1] + j // 16) * H * 16
-                multiply_keys(
-                    take, 16, keys, k_at, 16, q, q_at, H * 16, scores, (j - start) * 16, score_step, H
-                )
+    multiply = product("store", kind_of(keys, q))
+
+    def products(keys, head, start, stop, take, q, q_at, q_step, scores, score_step):
+        steps, step = keys.shape[2], keys.shape[3]
+        for j in range(start, stop, 16):
+            k_at = (head * keys.shape[1] + j // 16) * steps * step
+            multiply(take, 16, keys, k_at, step, q, q_at, q_step, scores, (j - start) * 16, score_step, steps)
 
     return products
 
 
-def weigh_values(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
-    """o[t] (+)= the sum of values[start + j], each times its probability scores[t, j], for `take` heads."""
+def weigh_values(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_at, o_step):
+    """o[t] (+)= the sum of values[start + j], each times its probability p[t, j], for `take` heads; p is an
+    operand."""
 
 
 @overload(weigh_values, jit_options={"nogil": True})
-def _weigh_values(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
+def _weigh_values(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_at, o_step):
     if tiled(values):
 
-        def products(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
+        def products(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_at, o_step):
             parts, blocks, steps = values.shape[1], values.shape[2], (stop - start) // 32
-            part_step = CHUNK * 16
-            at = 2 * parts * blocks * TILE  # behind the queries of two heads
-            for t in range(take):
-                for j in range(0, stop - start, 2):
-                    even = load(scores, t * score_step + j * 16)
-                    odd = load(scores, t * score_step + j * 16 + 16)
-                    put_parts(operands, at + t * parts * part_step + j * 16, part_step, parts, even, odd)
+            part_step = steps * TILE
             for block in range(blocks):
                 for part in range(parts):
                     v_at = ((head * parts + part) * blocks + block) * values.shape[3] + start // 32
                     multiply_tiles(
-                        fresh and part == 0, values, v_at * 2 * TILE, steps, operands, at, parts * part_step,
-                        part_step, parts - part, take, o, o_at + block * TILE, o_step, 0,
+                        fresh and part == 0, values, v_at * 2 * TILE, steps, p, p_at, p_step, part_step,
+                        parts - part, take, o, o_at + block * TILE, o_step, 0,
                     )  # fmt: skip
 
-    else:
+        return products
 
-        def products(values, head, start, stop, take, operands, scores, score_step, fresh, o, o_at, o_step):
-            H = values.shape[3]
-            v_at = (head * values.shape[1] * 16 + start) * H
-            if fresh:
-                multiply_values(
-                    take, H, values, v_at, H, scores, 0, score_step, o, o_at, o_step, stop - start
-                )
-            else:
-                multiply_values_on(
-                    take, H, values, v_at, H, scores, 0, score_step, o, o_at, o_step, stop - start
-                )
+    multiply = product("store", kind_of(values, p))
+    multiply_on = product("continue", kind_of(values, p))
+    width = 1 if values.dtype == types.float32 else 2
+
+    def products(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_at, o_step):
+        rows, step = o_step // 16, values.shape[3]
+        v_at = (head * values.shape[1] * 16 + start) // width * step
+        steps = (stop - start) // width
+        if fresh:
+            multiply(take, rows, values, v_at, step, p, p_at, p_step, o, o_at, o_step, steps)
+        else:
+            multiply_on(take, rows, values, v_at, step, p, p_at, p_step, o, o_at, o_step, steps)
 
     return products
 
@@ -194,7 +192,7 @@ def softmax_chunk(scores, at, first, last, stop, places, scale, state, first_chu
 @inline
 def attend(q, panel, keys, values, head, group, head_dim, segments, places, out, scratch):
     """The query heads of one key/value head, of one panel of queries."""
-    H, rows = head_dim, head_rows(values)
+    H, (parts, rows) = head_dim, parts_and_rows(values)
     scale = splat(np.float32(1) / np.sqrt(np.float32(H)))
     score_step, o_step = CHUNK * 16, rows * 16
     o_at = MOST * score_step
@@ -207,22 +205,24 @@ def attend(q, panel, keys, values, head, group, head_dim, segments, places, out,
     while g < group:
         take = heads_at_once(keys, group - g)
         q_at = (panel * q.shape[1] + (head * group + g) * H) * 16
-        put_queries(operands, q, q_at, take, H, keys)
+        x, x_at, x_step = operand(keys, parts, take, H, q, q_at, H * 16, operands, 0)
         for s in range(segments.shape[0]):
             first, last, lane, next_lane = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 3]
             for chunk in range(first, last, CHUNK):
                 end = min(chunk + CHUNK, last)
                 stop = -(-end // AT_ONCE) * AT_ONCE
-                key_scores(keys, head, chunk, stop, q, q_at, take, H, operands, scratch, score_step)
+                key_scores(keys, head, chunk, stop, take, x, x_at, x_step, scratch, score_step)
                 for t in range(take):
                     softmax_chunk(
                         scratch, t * score_step, chunk, end, stop, places, scale, state_at + t * 32,
                         chunk == first, scratch, o_at + t * o_step, rows,
                     )  # fmt: skip
+                p, p_at, p_step = operand(
+                    values, parts, take, stop - chunk, scratch, 0, score_step, operands, take * x_step
+                )
                 weigh_values(
-                    values, head, chunk, stop, take, operands, scratch, score_step, chunk == first, scratch,
-                    o_at, o_step,
-                )  # fmt: skip
+                    values, head, chunk, stop, take, p, p_at, p_step, chunk == first, scratch, o_at, o_step
+                )
             here = load(LANE, 0)
             mine = both(here >= splat(np.float32(lane)), here < splat(np.float32(next_lane)))
             for t in range(take):

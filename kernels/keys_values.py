@@ -6,6 +6,12 @@ of H channels; S places.
     keys      [K, S/16, H, 16]    16 keys side by side, as a left operand of matmul.py
     values    [K, S/16, 16, H']   H' is H padded to 16
 
+For CPUs that multiply pairs of bfloat16 the same in pairs of rows, uint16: elements 2i and 2i + 1 are rows 2r
+and 2r + 1 of column i. A head, and a group of 16 places, begins at the same flat index as in float32:
+
+    keys      [K, S/16, H/2, 32]
+    values    [K, S/16, 8, 2*H']
+
 For AMX both are left operands in tiles (tiles.py), of as many parts as the queries and the probabilities,
 uint16; H' is H padded to 32:
 
@@ -16,12 +22,13 @@ uint16; H' is H padded to 32:
 from __future__ import annotations
 
 import numpy as np
+from numba import types
 from numba.extending import overload
 
 from .compiled import inline
 from .lanes import load
 from .norm import norm_and_rope
-from .panels import rest, scatter, scatter_bfloats, scatter_pairs
+from .panels import rest, scatter, scatter_pairs
 from .team import share
 from .tiles import TILE, tiled
 
@@ -34,12 +41,20 @@ def padded(head_dim: int, tiles: bool) -> int:
     return -(-head_dim // multiple) * multiple
 
 
-def shapes(heads: int, places: int, head_dim: int, parts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of keys and of values; `parts` is 0 for float32. `places` is a multiple of 32."""
-    if parts == 0:
-        return (heads, places // 16, head_dim, 16), (heads, places // 16, 16, padded(head_dim, tiles=False))
-    groups, H_tiles = places // 32, padded(head_dim, tiles=True) // 32
-    return (heads, groups, parts, H_tiles, 2, 16, 32), (heads, parts, H_tiles, groups, 2, 16, 32)
+def shapes(
+    heads: int, places: int, head_dim: int, parts: int, tiles: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of keys and of values. `places` is a multiple of 32. parts: of bfloat16, 0 for float32; more than one
+    in tiles only."""
+    H = padded(head_dim, tiles)
+    if tiles:
+        groups, H_tiles = places // 32, H // 32
+        return (heads, groups, parts, H_tiles, 2, 16, 32), (heads, parts, H_tiles, groups, 2, 16, 32)
+    width = 2 if parts else 1  # rows side by side
+    return (
+        (heads, places // 16, head_dim // width, 16 * width),
+        (heads, places // 16, 16 // width, H * width),
+    )
 
 
 @inline
@@ -82,19 +97,21 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
                 value = load(kv, v_at + h * 16)
                 for part in range(parts):
                     at = (part * steps + h // 32) * groups * 2 * TILE + h % 32 * 32
-                    scatter_bfloats(values, to_value, at, value)
+                    scatter(values, to_value, at, value)
                     value = rest(value)
 
     else:
+        width = 1 if keys.dtype == types.float32 else 2  # rows side by side
 
         def put(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
             for lane in range(16):
                 place = np.int64(places[lane])
-                to_key[lane] = (head * keys.shape[1] + place // 16) * H * 16 + place % 16
-                to_value[lane] = (head * keys.shape[1] * 16 + place) * values.shape[3]
+                to_key[lane] = (head * keys.shape[1] + place // 16) * H * 16 + place % 16 * width
+                row = head * values.shape[1] * values.shape[2] + place // width
+                to_value[lane] = row * values.shape[3] + place % width
             for h in range(H):
-                scatter(keys, to_key, h * 16, load(kv, k_at + h * 16))
-                scatter(values, to_value, h, load(kv, v_at + h * 16))
+                scatter(keys, to_key, h // width * width * 16 + h % width, load(kv, k_at + h * 16))
+                scatter(values, to_value, h * width, load(kv, v_at + h * 16))
 
     return put
 

@@ -91,10 +91,14 @@ def _put_rows(operand, panel, row, even, odd):
 
 @intrinsic
 def scatter(typingctx, array, places, index, value):
-    """A row of a panel becomes a column: lane i goes to array[places[i] + index]."""
+    """A row of a panel becomes a column: lane i goes to array[places[i] + index], as bfloat16 if the array is
+    of uint16."""
 
     def codegen(context, b, sig, args):
-        _scatter(context, b, sig.args, *args)
+        array, places, index, value = args
+        if sig.args[0].dtype == types.uint16:
+            value = b.bitcast(b.fptrunc(value, v16b), ir.VectorType(ir.IntType(16), 16))
+        _scatter(context, b, sig.args, array, places, index, value)
         return context.get_dummy_value()
 
     return types.void(array, places, types.intp, lanes), codegen
@@ -112,19 +116,6 @@ def scatter_pairs(typingctx, array, places, index, even, odd):
         return context.get_dummy_value()
 
     return types.void(array, places, types.intp, lanes, lanes), codegen
-
-
-@intrinsic
-def scatter_bfloats(typingctx, array, places, index, value):
-    """Lane i, as bfloat16, goes to array[places[i] + index]."""
-
-    def codegen(context, b, sig, args):
-        array, places, index, value = args
-        bits = b.bitcast(b.fptrunc(value, v16b), ir.VectorType(ir.IntType(16), 16))
-        _scatter(context, b, sig.args, array, places, index, bits)
-        return context.get_dummy_value()
-
-    return types.void(array, places, types.intp, lanes), codegen
 
 
 def _scatter(context, b, kinds, array, places, index, vector):

@@ -24,7 +24,8 @@ PRECISIONS = ("highest", "high", "medium")
 STEP_TOKENS = 2048
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 GATHER_PANELS = 64  # at a time: a stream of 32,768 tokens at once would take 400 MB beside itself
-PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 parts of an activation on tiles
+# bfloat16 parts of an activation, key or value on tiles. Pairs have one; 0 stands for float32.
+PARTS = {"highest": 3, "high": 2, "medium": 1}
 
 
 class NumbaBackend:
@@ -45,7 +46,7 @@ class NumbaBackend:
         self.matmul_precision = matmul_precision
         self.isa = isa.choose(matmul_precision, is_bfloat16(checkpoint))
         self._tiles = self.isa in (isa.AMX, isa.AMX_SPELLED_OUT)
-        self._parts = PARTS[matmul_precision]
+        self._parts = PARTS[matmul_precision] if self._tiles else 1 if self.isa == isa.AVX512_BF16 else 0
         # Tiles stream the weights at the memory's speed with 128 tokens of two parts, and hold those in L2.
         self._block_panels = BLOCK_PANELS // self._parts // 2 * 2 if self._tiles else BLOCK_PANELS
         self.config = checkpoint.config
@@ -125,14 +126,14 @@ class NumbaBackend:
 
     def _beginning(self, ids: tuple[int, ...]) -> Beginning:
         """Its keys and values are zeros yet."""
-        kind: Any = np.uint16 if self._tiles else np.float32
+        kind: Any = np.uint16 if self._parts else np.float32
         layers = self.config.num_hidden_layers if ids else 1
         keys, values = self._key_shapes(pad(max(len(ids), 1), AT_ONCE))
         return Beginning(ids, allocate((layers, *keys), kind), allocate((layers, *values), kind))
 
     def _key_shapes(self, places: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         c = self.config
-        return shapes(c.num_key_value_heads, places, c.head_dim, self._parts if self._tiles else 0)
+        return shapes(c.num_key_value_heads, places, c.head_dim, self._parts, self._tiles)
 
     def with_threads(self, num_threads: int) -> NumbaBackend:
         """A backend of its own on another number of threads, on the same packed weights."""
@@ -241,7 +242,7 @@ class NumbaBackend:
         D = pad(c.hidden_size, 32)
         scratch = max(attention.scratch_size(H, group), matmul.scratch_size(self._block_panels))
         fixed = min(panels, self._block_panels)
-        kind: Any = np.uint16 if self._tiles else np.float32
+        kind: Any = np.uint16 if self._parts else np.float32
         key_shape, value_shape = self._key_shapes(
             keys + AT_ONCE
         )  # the last for lanes behind the stream's end
@@ -261,7 +262,7 @@ class NumbaBackend:
         """Of one block. Its padding must be zero and stays it, since its shape is the same at every step."""
         if self._tiles:
             return self._buffer(name, (self._block_panels, self._parts, rows // 2, 32), np.uint16)
-        if self.isa == isa.AVX512_BF16:
+        if self._parts:
             return self._buffer(name, (self._block_panels, rows // 2, 32), np.uint16)
         return self._buffer(name, (self._block_panels, rows, 16))
 

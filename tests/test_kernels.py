@@ -195,38 +195,50 @@ def test_rms_norm(size):
             assert (np.abs(total - out) <= np.abs(out) * 2.0 ** (-9 * parts + 1)).all()
 
 
-def stored(x_SKH, places, parts, values=False):
+def split(x, parts):
+    """Its bfloat16 parts; with none, x itself."""
+    bfloats, left = [], x
+    for _ in range(parts):
+        bfloats.append(to_bfloat16(left))
+        left = left - widen(bfloats[-1])
+    return bfloats or [x]
+
+
+def parts_of(kind):
+    return int(kind[-1]) if kind.startswith("tiles") else int(kind == "dot")
+
+
+STALE = np.float32([-1e37])  # what may lie behind a text's last key: any finite number
+
+
+def stored(x_SKH, places, kind, values=False):
     """Keys or values as kernels/keys_values.py lays them out: token s at place places[s]."""
-    S, K, H = x_SKH.shape
-    shape = keys_values.shapes(K, pad(places.max() + 1, 32), H, parts)[values]
-    groups = pad(places.max() + 1, 32) // 32
-    if parts == 0:
-        out = np.zeros((K, groups * 32, shape[3] if values else H), np.float32)
-        out[:, places, :H] = x_SKH.transpose(1, 0, 2)
-        return out.reshape(shape) if values else _copy(out.reshape(K, -1, 16, H).transpose(0, 1, 3, 2), shape)
-    out = np.zeros((K, parts, groups * 32, pad(H, 32)), np.uint16)
-    left = x_SKH.transpose(1, 0, 2)
-    for part in range(parts):
-        out[:, part, places, :H] = to_bfloat16(left)
-        left = left - widen(to_bfloat16(left))
-    if values:
-        return _copy(out.reshape(K, parts, groups, 32, -1, 2, 16).transpose(0, 1, 4, 2, 5, 6, 3), shape)
-    return _copy(out.reshape(K, parts, groups, 2, 16, -1, 32).transpose(0, 2, 1, 5, 3, 4, 6), shape)
-
-
-def _copy(array, shape):
-    assert array.shape == shape
-    return np.ascontiguousarray(array)
+    _, K, H = x_SKH.shape
+    S, parts, tiles = pad(places.max() + 1, 32), parts_of(kind), kind.startswith("tiles")
+    shape = keys_values.shapes(K, S, H, parts, tiles)[values]
+    rows = keys_values.padded(H, tiles) if tiles or values else H
+    out = np.stack([np.broadcast_to(part, (K, S, rows)) for part in split(STALE, parts)], axis=1)
+    for part, x in enumerate(split(x_SKH, parts)):
+        out[:, part, places, :H] = x.transpose(1, 0, 2)
+    width = 1 if kind == "float32" else 2
+    if tiles and values:
+        laid = out.reshape(K, parts, -1, 32, rows // 32, 2, 16).transpose(0, 1, 4, 2, 5, 6, 3)
+    elif tiles:
+        laid = out.reshape(K, parts, -1, 2, 16, rows // 32, 32).transpose(0, 2, 1, 5, 3, 4, 6)
+    elif values:
+        laid = out.reshape(K, -1, 16 // width, width, rows).transpose(0, 1, 2, 4, 3)
+    else:
+        laid = out.reshape(K, -1, 16, H // width, width).transpose(0, 1, 3, 2, 4)
+    return np.ascontiguousarray(laid).reshape(shape)
 
 
 HEADS = [(16, 8, 128), (32, 8, 128), (6, 2, 10), (3, 1, 64), (5, 5, 18)]
 
 
-@pytest.mark.parametrize("parts", [0, 1, 2, 3], ids=["panels", "1 part", "2 parts", "3 parts"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pairs"])
 @pytest.mark.parametrize("heads", HEADS)
-def test_attention_of_packed_sequences(heads, parts):
-    """Sequences back to back, some across panels and chunks, against float64 one by one; keys and values as
-    panels, or as tiles of so many parts."""
+def test_attention_of_packed_sequences(heads, kind):
+    """Sequences back to back, some across panels and chunks, against float64 one by one."""
     N, K, H = heads
     lengths = np.array([1, 15, 16, 17, 31, 33, 300, 2])
     ends = np.cumsum(lengths)
@@ -236,7 +248,7 @@ def test_attention_of_packed_sequences(heads, parts):
     q_TD, k_SKH, v_SKH = random(0, S, N * H), random(1, S, K, H), random(2, S, K, H)
     count = -(-S // 16)
     q = to_panels(q_TD, pad(N * H, 16))
-    keys, values = stored(k_SKH, places, parts), stored(v_SKH, places, parts, values=True)
+    keys, values = stored(k_SKH, places, kind), stored(v_SKH, places, kind, values=True)
     panel, segments = text_segments(begins, ends, key_begins)
     starts = np.searchsorted(panel, np.arange(count + 1))
     tokens = np.zeros((count, 16), np.float32)
@@ -247,6 +259,10 @@ def test_attention_of_packed_sequences(heads, parts):
         q, count, 0, keys, values, N // K, H, starts, segments, tokens, out, scratch, team.new_team()
     )
     got = from_panels(out, S)[:, : N * H].reshape(S, N, H)
+    parts = parts_of(kind)
+    q_TD, k_SKH, v_SKH = (sum(map(widen, split(x, parts))) for x in (q_TD, k_SKH, v_SKH))
+    rest = 2.0 ** (-9 * parts + 1) if parts else 0  # of a probability, what its parts do not hold
+    left_out = 4 * rest if parts > 1 else 0  # of a product, what left-out pairs of parts can hold
     for begin, end in zip(begins, ends, strict=True):
         T = end - begin
         for n in range(N):
@@ -258,6 +274,7 @@ def test_attention_of_packed_sequences(heads, parts):
             v = v_SKH[begin:end, n // (N // K)]
             # An error of the scores is a relative error of the probabilities.
             sizes = np.abs(qn) @ np.abs(k_SKH[begin:end, n // (N // K)]).T * H**-0.5
-            rounded = 3 * 2.0 ** (-9 * parts + 1) if parts else 0
-            bound = (8 * sizes.max(axis=1, keepdims=True) + 32) * max(EPS, rounded) * (weights @ np.abs(v))
+            size = sizes.max(axis=1, keepdims=True)
+            relative = (8 * EPS + left_out) * size + 32 * EPS + left_out + rest
+            bound = relative * (weights @ np.abs(v))
             assert (np.abs(got[begin:end, n] - weights @ v) <= bound).all()
