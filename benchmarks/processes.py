@@ -1,12 +1,11 @@
-"""Whole processes: from start to the first vector, load, memory, size on disk.
+"""Whole processes: installed size, import, start to first vector, and this package's memory.
 
-python benchmarks/processes.py FOLDER      a generated 0.6B
+python benchmarks/processes.py FOLDER SHALLOW      a generated 0.6B, and one of two or three layers
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -15,89 +14,93 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen3np.synth import synthesize
+from contenders import CONTENDERS
 
-FIRST = """
-from qwen3np import Embedder
-Embedder({folder!r}).encode("hello world")
-"""
-FIRST_PEER = """
-from sentence_transformers import SentenceTransformer
-SentenceTransformer({folder!r}, device="cpu").encode("hello world")
-"""
-IMPORT, IMPORT_PEER = "from qwen3np import Embedder", "from sentence_transformers import SentenceTransformer"
+ROUNDS = 3
+# One of each package: what is measured here hardly depends on the precision.
+PROCESSES = [
+    "qwen3np high", "sentence-transformers bf16", "transformers bf16", "OpenVINO bf16", "ONNX Runtime int8",
+    "llama.cpp Q8_0",
+]  # fmt: skip
+FIRST_VECTOR = [str(Path(__file__).parent / "contenders.py"), "{name}", "{folder}", "2"]
 LOAD = """
 import time
 import qwen3np.numba_backend
 from qwen3np import Embedder
 start = time.perf_counter(); Embedder({folder!r}); print(time.perf_counter() - start)
 """
+# The mix of lengths that the bar on peak memory is for: one long text, many short ones.
 PEAK = """
-import resource
 import numpy as np
+from workers import peak_memory
 from qwen3np import Embedder
 model = Embedder({folder!r})
 rng = np.random.default_rng(0)
-model.backend.encode([rng.integers(0, 151000, n).tolist() for n in (16, 2048, *[128] * 64, *[3] * 300)])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+model.backend.encode([rng.integers(0, 151000, n).tolist() for n in (16, 2048, *[128] * 16, *[3] * 300)])
+print(peak_memory())
 """
-PEAK_PEER = """
-import resource
-from sentence_transformers import SentenceTransformer
-SentenceTransformer({folder!r}, device="cpu").encode(["word " * 126] * 64)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
-"""
+# A layer's keys and values go before the next layer's come: a few layers are enough.
 WORKSPACE = """
-import resource
 import numpy as np
+from workers import peak_memory
 from qwen3np import Embedder
 model = Embedder({folder!r})
 model.backend.encode([[1, 2, 3]])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 model.backend.encode([np.random.default_rng(0).integers(0, 151000, 32768).tolist()])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+print(1e3 * (peak_memory() - before))
 """
-# Figure, bar and reach for of issue 3.
-BARS = {
-    "first vector, ratio": (2.5, 5.0), "load to ready, s": (1.5, 0.6), "peak memory, GB": (1.6, 1.4),
-    "workspace of 32768 tokens, MB": (600.0, 300.0),
-}  # fmt: skip
 
 
-def script(source: str, folder: Path | str = "", **environment: str) -> str:
-    run = subprocess.run(
-        [sys.executable, "-c", source.format(folder=str(folder))],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
-    )
+def python(arguments: Sequence[str], **environment: str) -> float:
+    """Seconds of a whole process."""
+    start = time.perf_counter()
+    output(arguments, **environment)
+    return time.perf_counter() - start
+
+
+def output(arguments: Sequence[str], **environment: str) -> str:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parent)} | environment
+    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
     if run.returncode:
-        raise RuntimeError(run.stderr)
+        raise RuntimeError(run.stderr.strip().splitlines()[-1])
     return run.stdout.strip()
 
 
-def alternating(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds; one round before is not counted."""
+def script(source: str, folder: Path) -> float:
+    """What it prints."""
+    return float(output(["-c", source.format(folder=str(folder))]))
+
+
+def alternating(runs: dict[str, Callable[[], float]]) -> dict[str, dict[str, Any]]:
+    """Median and range of ROUNDS runs of each; the one that fails says why."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for n in range(rounds + 1):
+    failed: dict[str, str] = {}
+    for _ in range(ROUNDS):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if n:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            if name not in failed:
+                try:
+                    seconds[name].append(run())
+                except RuntimeError as error:
+                    failed[name] = str(error)
+    return {
+        name: {"missing": failed[name]}
+        if name in failed
+        else {"median": statistics.median(values), "range": [min(values), max(values)]}
+        for name, values in seconds.items()
+    }
 
 
-def installed_size(package: str, without: str = "") -> float:
-    """MB on disk of a package and all that it needs here, extras left out."""
-    todo, seen, size = [package], set(), 0
+def installed_size(packages: Sequence[str]) -> float:
+    """MB on disk of packages and all that they need here, extras left out."""
+    todo, seen, size = list(packages), set(), 0
     while todo:
         name = re.split(r"[ <>=!~;\[(]", todo.pop(), maxsplit=1)[0].lower().replace("_", "-")
-        if name in seen or name == without:
+        if name in seen:
             continue
         seen.add(name)
         try:
@@ -111,38 +114,35 @@ def installed_size(package: str, without: str = "") -> float:
     return size / 1e6
 
 
-def measure(folder: Path) -> dict[str, float]:
-    peers = importlib.util.find_spec("sentence_transformers") is not None
-    runs = {"qwen3np": lambda: script(FIRST, folder)}
-    imports = {"qwen3np": lambda: script(IMPORT)}
-    if peers:
-        runs["peer"] = lambda: script(FIRST_PEER, folder)
-        imports["peer"] = lambda: script(IMPORT_PEER)
-    first, imported = alternating(runs, 5), alternating(imports, 5)
-    figures = {
-        "first vector, s": first["qwen3np"],
-        "import, s": imported["qwen3np"],
-        "load to ready, s": statistics.median(float(script(LOAD, folder)) for _ in range(5)),
-        "peak memory, GB": float(script(PEAK, folder)),
-        "installed, MB": installed_size("qwen3np"),
-    }
+def measure(folder: Path, shallow: Path) -> dict[str, Any]:
+    names = [name for name in PROCESSES if (folder / CONTENDERS[name][1].get("export", "")).exists()]
+
+    def first_vector(name: str) -> Callable[[], float]:
+        command = [part.format(name=name, folder=folder) for part in FIRST_VECTOR]
+        return lambda: python(command)
+
+    def imported(name: str) -> Callable[[], float]:
+        return lambda: python(["-c", CONTENDERS[name][0].imports])
+
+    first = alternating({name: first_vector(name) for name in names})
+    imports = alternating({name: imported(name) for name in names})
     with tempfile.TemporaryDirectory() as temporary:
-        # Two layers are enough: a layer's keys and values go before the next layer's come.
-        shallow = synthesize(Path(temporary) / "model", "0.6B", layers=2)
-        figures["workspace of 32768 tokens, MB"] = float(script(WORKSPACE, shallow))
-        start = time.perf_counter()
-        script(FIRST, folder, XDG_CACHE_HOME=temporary)
-        figures["first vector with a cold kernel cache, s"] = time.perf_counter() - start
-    if peers:
-        figures |= {
-            "first vector, sentence-transformers, s": first["peer"],
-            "first vector, ratio": first["peer"] / first["qwen3np"],
-            "import, sentence-transformers, s": imported["peer"],
-            "peak memory, sentence-transformers (its default, bf16), GB": float(script(PEAK_PEER, folder)),
-            "installed, sentence-transformers, MB": installed_size("sentence-transformers"),
-        }
-    return figures
+        command = [part.format(name="qwen3np high", folder=folder) for part in FIRST_VECTOR]
+        cold = python(command, XDG_CACHE_HOME=temporary)
+    return {
+        "contenders": {
+            name: {
+                "installed_MB": installed_size(CONTENDERS[name][0].packages), "import": imports[name],
+                "first_vector": first[name],
+            }
+            for name in names
+        },
+        "first vector with a cold kernel cache, s": cold,
+        "load to ready, s": statistics.median(script(LOAD, folder) for _ in range(ROUNDS)),
+        "peak memory, GB": script(PEAK, folder),
+        "workspace of 32,768 tokens, MB": script(WORKSPACE, shallow),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1])), indent=1))
+    print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2])), indent=1))

@@ -65,26 +65,15 @@ def accuracy() -> str:
 
 
 def speed() -> str:
-    """Of benchmarks/run.py; rows where a peer wins are there too."""
+    """Of benchmarks/run.py; rows where a peer wins are there too. What only some ask for is folded."""
     results = report.load()
-    about = results["about"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    paths = ", ".join(f'"{precision}" {path}' for precision, path in about["isa"].items())
-    machine = (
-        f"Milliseconds, median (range); {about['threads']} threads of a {about['cpu']} CPU ({paths}), "
-        f"{about['date']}; {versions}."
-    )
-    fold = "<details><summary>{}</summary>\n\n{}\n\n</details>"
-    parts = [
-        report.table(results),
-        machine,
-        report.processes(results),
-        fold.format("Against this project's own bars", report.bars(results)),
-        fold.format("Against what the machine can do", report.bounds(results)),
-    ]
-    if "growth" in results:
-        parts.append("![tokens a second and memory against length](benchmarks/results/growth.png)")
-    return "\n\n".join(parts)
+    shown, folded = [], []
+    for title, table in report.tables(results).items():
+        if title in report.FOLDED:
+            folded.append(f"<details><summary>{title}</summary>\n\n{table}\n\n</details>")
+        else:
+            shown.append(f"**{title}**\n\n{table}")
+    return "\n\n".join([*shown, report.machine(results), *folded])
 
 
 def demo() -> str:

@@ -8,34 +8,41 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3np.synth import LIKE
+
 RESULTS = Path(__file__).parent / "results"
-TEXT, GRID = "#7d8590", "#7d859055"
-COLORS = {"qwen3np high": "#2f81f7", "qwen3np medium": "#e5772e"}
-OURS = tuple(COLORS)
+HIGH, MEDIUM = "qwen3np high", "qwen3np medium"
+Rows = list[dict[str, Any]]
 # (workload, ours, peer, bar, reach for) of the issues.
 BARS = [
-    ("8x128", "qwen3np medium", "transformers bf16", 2.5, 3.5),
-    ("8x128", "qwen3np high", "transformers bf16", 1.5, 2.2),
-    ("8x128", "qwen3np high", "transformers float32", 6.0, 10.0),
+    ("8x128", MEDIUM, "transformers bf16", 2.5, 3.5),
+    ("8x128", HIGH, "transformers bf16", 1.5, 2.2),
+    ("8x128", HIGH, "transformers float32", 6.0, 10.0),
     ("8x128", "qwen3np highest", "transformers float32", 4.0, 6.0),
     ("8x128", "qwen3np simd", "transformers float32", 1.15, 1.4),
-    ("4x512", "qwen3np medium", "transformers bf16", 2.5, 3.5),
-    ("4x512", "qwen3np high", "transformers bf16", 1.5, 2.2),
-    ("4x512", "qwen3np high", "transformers float32", 6.0, 10.0),
+    ("4x512", MEDIUM, "transformers bf16", 2.5, 3.5),
+    ("4x512", HIGH, "transformers bf16", 1.5, 2.2),
+    ("4x512", HIGH, "transformers float32", 6.0, 10.0),
     ("4x512", "qwen3np highest", "transformers float32", 4.0, 6.0),
-    ("1x8192", "qwen3np high", "transformers bf16", 1.5, 3.0),
-    ("256 mixed", "qwen3np high", "sentence-transformers bf16", 4.0, 6.0),
-    ("256 mixed", "qwen3np medium", "sentence-transformers bf16", 4.0, 6.0),
-    ("256 instructed", "qwen3np high", "qwen3np high, no sharing", 1.8, 1.8),
-    ("256 instructed", "qwen3np high", "sentence-transformers bf16", 4.0, 4.0),
-    ("256 instructed", "qwen3np medium", "sentence-transformers bf16", 4.0, 4.0),
-    ("rerank 1x100", "qwen3np medium", "transformers bf16", 3.0, 3.0),
-    ("rerank 1x100", "qwen3np high", "transformers bf16", 2.0, 2.0),
+    ("1x8192", HIGH, "transformers bf16", 1.5, 3.0),
+    ("256 mixed", HIGH, "sentence-transformers bf16", 4.0, 6.0),
+    ("256 mixed", MEDIUM, "sentence-transformers bf16", 4.0, 6.0),
+    ("256 instructed", HIGH, "qwen3np high, no sharing", 1.8, 1.8),
+    ("256 instructed", HIGH, "sentence-transformers bf16", 4.0, 4.0),
+    ("256 instructed", MEDIUM, "sentence-transformers bf16", 4.0, 4.0),
+    ("rerank 1x100", MEDIUM, "transformers bf16", 3.0, 3.0),
+    ("rerank 1x100", HIGH, "transformers bf16", 2.0, 2.0),
 ]
-LAYER_PARAMETERS = 440_401_920  # of the 0.6B: multiplied by every token
+OWN_BARS = {
+    "load to ready, s": (1.5, 0.6), "peak memory, GB": (1.6, 1.4),
+    "workspace of 32,768 tokens, MB": (600, 300),
+}  # fmt: skip
+PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 parts of an activation on tiles
+UNITS = {"simd": "float32", "avx512_bf16": "vdpbf16ps", "amx": "AMX bfloat16"}
 
 
 def load() -> dict[str, Any]:
@@ -43,86 +50,210 @@ def load() -> dict[str, Any]:
     return results
 
 
-def cell(row: dict[str, Any]) -> str:
-    if "missing" in row:
-        return row["missing"]
-    low, high = (1e3 * x for x in row["range"])
-    digits = 1 if low < 100 else 0
-    return f"{1e3 * row['median']:,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def ratio(rows: list[dict[str, Any]], workload: str, ours: str, peer: str) -> float | None:
-    """How many times faster, of medians beside each other; of those beside any, where they were not."""
-
-    def median(name: str, beside: str) -> float | None:
-        here = [r for r in rows if r["workload"] == workload and r["contender"] == name and "median" in r]
-        near = [r for r in here if r["beside"] == beside] or here
-        return statistics.median(r["median"] for r in near) if near else None
-
-    a, b = median(ours, peer), median(peer, peer)
-    return b / a if a and b else None
+def number(x: float) -> str:
+    return f"{x:,.1f}" if x < 100 else f"{x:,.0f}"
 
 
-def table(results: dict[str, Any]) -> str:
-    """A line for each workload and peer, with OURS beside it; peers that win are there like the others."""
-    lines = ["| workload | peer | peer, ms | qwen3np high | faster | qwen3np medium | faster |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+def select(rows: Rows, **values: Any) -> Rows:
+    """Those measured rows whose entries are these."""
+    return [r for r in rows if "median" in r and all(r[key] == value for key, value in values.items())]
+
+
+def median(rows: Rows, workload: str, contender: str) -> float | None:
+    """Seconds, of all groups it was measured in."""
+    found = [r["median"] for r in select(rows, workload=workload, contender=contender)]
+    return statistics.median(found) if found else None
+
+
+def ratio(rows: Rows, workload: str, ours: str, peer: str) -> float | None:
+    """How many times as fast `ours` is, of medians of the same group's rounds."""
+    theirs = select(rows, workload=workload, contender=peer)
+    if not theirs:
+        return None
+    mine = select(rows, workload=workload, contender=ours)
+    together = [r for r in mine if peer in r["beside"]] or mine
+    return theirs[0]["median"] / together[0]["median"] if together else None
+
+
+def names(results: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Workloads and contenders, in the order of the results; ours first."""
+    contenders = list(dict.fromkeys(r["contender"] for r in results["rows"]))
+    contenders.sort(key=lambda name: (not name.startswith("qwen3np"), name.startswith("sentence")))
+    return list(results["workloads"]), contenders
+
+
+def speed(results: dict[str, Any]) -> str:
+    """Milliseconds, a line for each contender; the fastest of a workload in bold."""
     rows = results["rows"]
-    for peer_row in rows:
-        peer, workload = peer_row["contender"], peer_row["workload"]
-        if peer in OURS or peer != peer_row["beside"]:
-            continue
-        cells = []
-        for name in OURS:
-            mine = [r for r in rows if (r["workload"], r["contender"], r["beside"]) == (workload, name, peer)]
-            times = ratio(rows, workload, name, peer) if "median" in peer_row else None
-            cells += [cell(mine[0]) if mine else "", f"{times:.2f}" if times else ""]
-        lines.append("| " + " | ".join([workload, peer, cell(peer_row), *cells]) + " |")
-    return "\n".join(lines)
+    workloads, contenders = names(results)
+    best = {w: min((m for c in contenders if (m := median(rows, w, c))), default=0.0) for w in workloads}
+    lines = []
+    for contender in contenders:
+        errors = [r["one_minus_cosine"] for r in select(rows, contender=contender)]
+        cells = [contender, f"{max(0.0, *errors, 0.0):.0e}" if errors else ""]
+        for workload in workloads:
+            seconds = median(rows, workload, contender)
+            text = number(1e3 * seconds) if seconds else ""
+            cells.append(f"**{text}**" if seconds and seconds == best[workload] else text)
+        lines.append(cells)
+    return markdown(["ms", "1 - cosine", *workloads], lines)
+
+
+def ratios(results: dict[str, Any]) -> str:
+    """How many times as fast "high" and "medium" are as each peer."""
+    rows = results["rows"]
+    workloads, contenders = names(results)
+    lines = []
+    for peer in [c for c in contenders if not c.startswith("qwen3np")]:
+        cells = [peer]
+        for workload in workloads:
+            both = [ratio(rows, workload, ours, peer) for ours in (HIGH, MEDIUM)]
+            cells.append(" / ".join(f"{x:.2f}" for x in both if x))
+        lines.append(cells)
+    return markdown(["", *workloads], lines)
+
+
+def details(results: dict[str, Any]) -> str:
+    """Every measurement: where, with what spread."""
+    lines = []
+    for r in sorted(results["rows"], key=lambda r: list(results["workloads"]).index(r["workload"])):
+        if "median" in r:
+            low, high = (number(1e3 * x) for x in r["range"])
+            figures = [
+                f"{number(1e3 * r['median'])} ({low}-{high})", str(len(r["seconds"])),
+                f"{r['tokens'] / r['median']:,.0f}", f"{max(0.0, r['one_minus_cosine']):.0e}",
+                f"{r['memory_GB']:.2f}" if r["memory_GB"] else "", f"{r['load_seconds']:.1f}",
+            ]  # fmt: skip
+        else:
+            figures = [r["missing"], *[""] * 5]
+        lines.append([r["workload"], r["contender"], *figures])
+    header = ["", "", "ms, median (range)", "runs", "tokens/s", "1 - cosine", "memory so far, GB", "load, s"]
+    return markdown(header, lines)
+
+
+def processes(results: dict[str, Any]) -> str:
+    """A line for each package; load and memory from the run: import and load, and the peak by the end of
+    8x128."""
+    measured = results["processes"]
+    lines = []
+    for name, r in measured["contenders"].items():
+        here = select(results["rows"], contender=name, workload="8x128")
+        cells = [name, f"{r['installed_MB']:,.0f}"]
+        for figure in (r["import"], r["first_vector"]):
+            if "missing" in figure:
+                cells.append(figure["missing"])
+            else:
+                cells.append("{:.2f} ({:.2f}-{:.2f})".format(figure["median"], *figure["range"]))
+        cells.append(f"{here[0]['memory_GB']:.2f}" if here else "")
+        lines.append(cells)
+    header = ["", "installed, MB", "import, s", "start to first vector, s", "peak memory at 8x128, GB"]
+    cold = measured["first vector with a cold kernel cache, s"]
+    return markdown(header, lines) + (
+        f"\n\nWith a cold kernel cache, once per machine, qwen3np's first vector takes {cold:.0f} s."
+    )
 
 
 def bars(results: dict[str, Any]) -> str:
     """What the issues ask for, and what was measured."""
-    lines = ["| | against | measured | accepted at | best |", "|---|---|---|---|---|"]
+    lines = []
     for workload, ours, peer, bar, reach in BARS:
         times = ratio(results["rows"], workload, ours, peer)
         if times:
-            lines.append(f"| {workload}, {ours} | {peer} | {times:.2f} | {bar:g} | {reach:g} |")
-    return "\n".join(lines)
+            lines.append([f"{workload}, {ours}", peer, f"{times:.2f}", f"{bar:g}", f"{reach:g}"])
+    measured = results.get("processes", {})
+    if "sentence-transformers bf16" in measured.get("contenders", {}):
+        first = [measured["contenders"][c]["first_vector"] for c in (HIGH, "sentence-transformers bf16")]
+        if "median" in first[1]:
+            times = first[1]["median"] / first[0]["median"]
+            lines.append(["first vector", "sentence-transformers bf16", f"{times:.2f}", "2.5", "5"])
+    for name, (bar, reach) in OWN_BARS.items():
+        if name in measured:
+            lines.append([name, "", f"{measured[name]:.2f}", f"at most {bar:g}", f"{reach:g}"])
+    return markdown(["", "against", "measured", "accepted at", "best"], lines)
+
+
+def work(lengths: list[int], shared: int) -> tuple[float, float]:
+    """Multiply-adds that texts of these lengths cost at the 0.6B's shape: with weights, of queries with keys
+    and values. The beginning they share is computed once; in the last layer pooled tokens alone have
+    queries."""
+    c = LIKE["0.6B"]
+    D, L, H = c.hidden_size, c.num_hidden_layers, c.head_dim
+    N, K = c.num_attention_heads * H, c.num_key_value_heads * H
+    layer = D * (2 * N + 2 * K) + 3 * D * c.intermediate_size
+    tokens = sum(lengths) - shared * (len(lengths) - 1)
+    pairs = sum(n * (n + 1) / 2 for n in lengths) - (len(lengths) - 1) * shared * (shared + 1) / 2
+    weights = tokens * ((L - 1) * layer + 2 * D * K) + len(lengths) * (layer - 2 * D * K)
+    return weights, 2 * N * ((L - 1) * pairs + sum(lengths))
+
+
+def bound(results: dict[str, Any], workload: str, precision: str) -> tuple[float, str]:
+    """Seconds below which the machine's measured peaks allow nothing: all products at the unit's speed, or
+    the weights from memory once; and which of the two it is."""
+    peak, path = results["roofline"], results["about"]["isa"][precision]
+    weights, attention = work(**results["workloads"][workload])
+    parts = PARTS[precision] if path == "amx" else 1
+    unit = f"{UNITS[path]} GFLOP/s"
+    arithmetic = 2e-9 * (parts * weights + parts * (parts + 1) / 2 * attention) / peak[unit]
+    memory = 2e-9 * work([1], 0)[0] / peak["memory read GB/s"]  # every weight is read for one token
+    return max((arithmetic, UNITS[path]), (memory, "memory"))
 
 
 def bounds(results: dict[str, Any]) -> str:
-    """Each workload's fraction of what the machine can do: products in registers, or weights from memory."""
-    peak = results["roofline"]
-    lines = [
-        "| workload | | linear layers, GFLOP/s | of the unit's peak | weights, GB/s | of memory's |",
-        "|---|---|---|---|---|---|",
-    ]
-    seen = set()
-    for row in results["rows"]:
-        name, key = row["contender"], (row["workload"], row["contender"])
-        if name not in OURS or "tokens_per_second" not in row or key in seen or row["threads"] == 1:
-            continue
-        if row["workload"].startswith("256"):  # texts share tokens that are computed once
-            continue
-        seen.add(key)
-        path = results["about"]["isa"][name.split()[1]]
-        unit = {"simd": "float32", "avx512_bf16": "vdpbf16ps", "amx": "AMX bfloat16"}[path]
-        parts = {"high": 2, "highest": 3}.get(name.split()[1], 1) if path == "amx" else 1
-        gflops = 2e-9 * LAYER_PARAMETERS * row["tokens_per_second"]
-        read = 2e-9 * LAYER_PARAMETERS / row["median"]  # at least once
-        cells = [row["workload"], f"{name} ({unit})", f"{gflops:,.0f}",
-                 f"{parts * gflops / peak[f'{unit} GFLOP/s']:.0%}", f"{read:.1f}",
-                 f"{read / peak['memory read GB/s']:.0%}"]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    measured = ", ".join(f"{name} {value:,.0f}" for name, value in peak.items())
-    return "\n".join(lines) + f"\n\nMeasured peaks of {results['about']['threads']} threads: {measured}."
+    """The fraction of the bound that each workload reaches."""
+    threads, lines = results["about"]["threads"], []
+    for workload in results["workloads"]:
+        for name in (HIGH, MEDIUM):
+            rows = select(results["rows"], workload=workload, contender=name)
+            if rows and rows[0]["threads"] == threads:  # as the peaks were measured with
+                seconds, what = bound(results, workload, name.split()[1])
+                here = statistics.median(r["median"] for r in rows)
+                cells = [number(1e3 * here), number(1e3 * seconds), what, f"{seconds / here:.0%}"]
+                lines.append([workload, name, *cells])
+    measured = ", ".join(f"{name} {value:,.0f}" for name, value in results["roofline"].items())
+    header = ["", "", "ms", "bound, ms", "by", "reached"]
+    return markdown(header, lines) + f"\n\nMeasured peaks of {threads} threads: {measured}."
 
 
-def processes(results: dict[str, Any]) -> str:
-    lines = ["| | |", "|---|---|"]
-    lines += [f"| {name} | {value:,.2f} |" for name, value in results.get("processes", {}).items()]
-    return "\n".join(lines)
+def machine(results: dict[str, Any]) -> str:
+    about = results["about"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    paths = ", ".join(f'"{precision}" {path}' for precision, path in about["isa"].items())
+    return f"{about['threads']} threads of a {about['cpu']} CPU ({paths}), {about['date']}; {versions}."
+
+
+TABLES = {
+    "Milliseconds; the fastest in bold": speed,
+    "How many times as fast as each, high / medium": ratios,
+    "Processes": processes,
+    "Against this project's own bars": bars,
+    "Against what the machine can do": bounds,
+    "Every measurement": details,
+}
+FOLDED = ("Against this project's own bars", "Against what the machine can do", "Every measurement")
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Title -> table, of all that was measured."""
+    return {
+        title: make(results)
+        for title, make in TABLES.items()
+        if make is not processes or "processes" in results
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A measurement, as it comes."""
+    name = f"{row['workload']:18}{row['contender']:28}"
+    if "missing" in row:
+        return name + row["missing"]
+    low, high = (number(1e3 * x) for x in row["range"])
+    figures = f"{number(1e3 * row['median']):>10} ms ({low}-{high}, {len(row['seconds'])} runs)"
+    return f"{name}{figures}  1 - cosine {row['one_minus_cosine']:.0e}"
 
 
 def exponent(points: list[tuple[float, float]]) -> float:
@@ -132,45 +263,10 @@ def exponent(points: list[tuple[float, float]]) -> float:
     return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
 
 
-def plot_growth(results: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 10, "text.color": TEXT})
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.8))
-    kinds = [("sequence length", "tokens_per_second", "tokens a second (4 of 28 layers)"),
-             ("batch tokens", "tokens_per_second", "tokens a second (4 of 28 layers)"),
-             ("sequence length", "memory_GB", "peak memory, GB")]  # fmt: skip
-    for axes, (kind, what, label) in zip(panels, kinds, strict=True):
-        for name, color in COLORS.items():
-            rows = [r for r in results["growth"] if r["contender"] == name and r["kind"] == kind]
-            x = [r["tokens"] for r in rows]
-            if what == "memory_GB":
-                axes.plot(x, [r[what] for r in rows], "o-", color=color, label=name, markersize=4)
-                continue
-            slope = exponent([(r["tokens"], r["seconds"]) for r in rows[-3:]])
-            y = [r["tokens"] / r["seconds"] for r in rows]
-            text = f"{name}: time ~ tokens^{slope:.2f} at the end"
-            axes.plot(x, y, "o-", color=color, label=text, markersize=4)
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel(kind + (" (texts of 128)" if kind == "batch tokens" else ""), color=TEXT)
-        axes.set_ylabel(label, color=TEXT)
-        axes.tick_params(colors=TEXT)
-        axes.grid(color=GRID, linewidth=0.6)
-        axes.legend(
-            frameon=False, fontsize=8, labelcolor=TEXT, loc="lower right" if axes is not panels[2] else None
-        )
-        for spine in axes.spines.values():
-            spine.set_color(GRID)
-    figure.tight_layout()
-    figure.savefig(RESULTS / "growth.png", dpi=110, transparent=True)
-
-
 if __name__ == "__main__":
+    import plots
+
     run = load()
-    print(table(run), bars(run), bounds(run), processes(run), sep="\n\n")
-    if "growth" in run:
-        plot_growth(run)
+    for title, text in tables(run).items():
+        print(f"{title}\n\n{text}\n")
+    plots.draw(run)
