@@ -1,59 +1,102 @@
-"""The kernels alone, on the operands of their tests: GFLOP/s, and the fraction of the unit's measured peak.
+"""The kernels alone, on the cases of their tests, at the 0.6B's sizes: GFLOP/s, GB/s, and the fraction of
+what the machine can do. Every case is checked before it is timed.
 
-python benchmarks/micro.py      one thread; shapes of the 0.6B; needs the extra `test`
+python benchmarks/micro.py      one thread, two minutes; writes benchmarks/results/micro.json
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import roofline
+from machine import about, describe
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import test_kernels as cases
-
-from qwen3np.synth import to_bfloat16
+from qwen3np.synth import LIKE
 from qwen3np.table import table
 
-SHAPES = [(2048, 1024), (6144, 1024), (1024, 3072)]  # q_proj, gate and up, down_proj
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import kernel_cases as cases
+
+RESULTS = Path(__file__).parent / "results" / "micro.json"
 TOKENS = (16, 48, 256)
+CONTEXTS = (512, 4096)  # tokens of one text
 COPIES = 8  # of the weights, taken in turn: past every private cache, as in a model
+RUNS = 4  # of each copy, and one before
+HEADER = ["kernel", "operands", "ms", "GFLOP/s", "GB/s", "of the bound", "bound by"]
+MEMORY = "memory read GB/s"
+PACKAGES = "qwen3np", "numpy", "numba"
 
 
-def main() -> None:
+def kernels(kind: str) -> dict[str, list[cases.Case]]:
+    """Name -> the case, on as many copies of its operands as are taken in turn."""
+    c = LIKE["0.6B"]
+    D, F, H = c.hidden_size, c.intermediate_size, c.head_dim
+    N, K = c.num_attention_heads, c.num_key_value_heads
+    made = {}
+    for tokens in TOKENS:
+
+        def copies(make: Callable[..., cases.Case], rows: int, columns: int, t: int = tokens) -> Any:
+            return [make(rows, columns, t, kind, seed) for seed in range(COPIES)]
+
+        made[f"matmul, q_proj {N * H} x {D}, {tokens} tokens"] = copies(cases.matmul_case, N * H, D)
+        made[f"matmul, down_proj {D} x {F}, {tokens} tokens"] = copies(cases.matmul_case, D, F)
+        made[f"matmul_swiglu, {2 * F} x {D}, {tokens} tokens"] = copies(cases.swiglu_case, F, D)
+    if kind != "pairs":  # a way to store weights; keys and values are float32 with it
+        for length in CONTEXTS:
+            made[f"attention, {length} tokens"] = [cases.attention_case(N, K, H, [length], kind)]
+    if kind == "float32":
+        made[f"rms_norm, {D} x 256 tokens"] = [cases.rms_norm_case(D, 256)]
+    return made
+
+
+def timed(copies: list[cases.Case], peak: dict[str, float], unit: str) -> dict[str, Any]:
+    for case in copies:
+        case.run()
+    copies[0].check()
+    seconds = []
+    for _ in range(RUNS):
+        for case in copies:
+            start = time.perf_counter()
+            case.run()
+            seconds.append(time.perf_counter() - start)
+    median, case = statistics.median(seconds), copies[0]
+    gflop, gb = 2e-9 * case.multiply_adds, 1e-9 * case.bytes
+    # One copy stays in the caches: memory is no bound.
+    bound, by = max((gflop / peak[unit], unit), (gb / peak[MEMORY] * (len(copies) > 1), MEMORY))
+    return {
+        "seconds": median, "range": [min(seconds), max(seconds)], "GFLOP/s": gflop / median,
+        "GB/s": gb / median, "of the bound": bound / median, "by": by.rsplit(" ", 1)[0],
+    }  # fmt: skip
+
+
+def measure() -> dict[str, Any]:
     peak = roofline.measure(1)
-    unit = {"pairs": "float32", "float32": "float32", "dot": "vdpbf16ps"}
     rows = []
-    for kind in cases.KINDS:
-        name = unit.get(kind, "AMX bfloat16")
-        if f"{name} GFLOP/s" not in peak:
+    for kind, unit in cases.KINDS.items():
+        if f"{unit} GFLOP/s" not in peak:
             continue  # spelled out in float32 on this CPU: for tests alone
-        parts = int(kind[-1]) if kind.startswith("tiles") else 1
-        for N, K in SHAPES:
-            weights = [cases.packed(to_bfloat16(cases.random(i, N, K)), kind) for i in range(COPIES)]
-            for tokens in TOKENS:
-                x, _ = cases.operand(cases.random(0, tokens, K), kind)
-                y = np.zeros((len(x), N, 16), np.float32)
-                seconds = []
-                for i in range(5 * COPIES):
-                    start = time.perf_counter()
-                    cases.run_matmul(weights[i % COPIES], x, y, len(x))
-                    seconds.append(time.perf_counter() - start)
-                median = statistics.median(seconds[COPIES:])
-                gflops = 2e-9 * N * K * tokens * parts / median
-                read = weights[0].nbytes / median / 1e9
-                rows.append(
-                    [kind, f"{N} x {K}", str(tokens), f"{gflops:.0f}",
-                     f"{gflops / peak[f'{name} GFLOP/s']:.0%}", f"{read:.1f}",
-                     f"{read / peak['memory read GB/s']:.0%}"]
-                )  # fmt: skip
-    print(table(["operands", "W", "tokens", "GFLOP/s", "of peak", "weights, GB/s", "of memory"], rows))
-    print(peak)
+        for name, copies in kernels(kind).items():
+            rows.append({"kernel": name, "operands": kind} | timed(copies, peak, f"{unit} GFLOP/s"))
+    return {"about": about(1), "roofline": peak, "rows": rows}
+
+
+def lines(results: dict[str, Any]) -> list[list[str]]:
+    return [
+        [r["kernel"], r["operands"], f"{1e3 * r['seconds']:.3f}", f"{r['GFLOP/s']:.0f}", f"{r['GB/s']:.1f}",
+         f"{r['of the bound']:.0%}", r["by"]]
+        for r in results["rows"]
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    measured = measure()
+    RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
+    print(table(HEADER, lines(measured)))
+    print(f"\n{describe(measured['about'], PACKAGES)}")
+    print("Measured peaks:", ", ".join(f"{name} {value:.0f}" for name, value in measured["roofline"].items()))

@@ -1,6 +1,6 @@
 """Whole processes: installed size, import, start to first vector, and this package's memory.
 
-python benchmarks/processes.py FOLDER SHALLOW      a generated 0.6B, and one of two or three layers
+python benchmarks/processes.py FOLDER      a generated 0.6B
 """
 
 from __future__ import annotations
@@ -42,17 +42,6 @@ model = Embedder({folder!r})
 rng = np.random.default_rng(0)
 model.backend.encode([rng.integers(0, 151000, n).tolist() for n in (16, 2048, *[128] * 16, *[3] * 300)])
 print(peak_memory())
-"""
-# A layer's keys and values go before the next layer's come: a few layers are enough.
-WORKSPACE = """
-import numpy as np
-from workers import peak_memory
-from qwen3np import Embedder
-model = Embedder({folder!r})
-model.backend.encode([[1, 2, 3]])
-before = peak_memory()
-model.backend.encode([np.random.default_rng(0).integers(0, 151000, 32768).tolist()])
-print(1e3 * (peak_memory() - before))
 """
 
 
@@ -114,7 +103,7 @@ def installed_size(packages: Sequence[str]) -> float:
     return size / 1e6
 
 
-def measure(folder: Path, shallow: Path) -> dict[str, Any]:
+def measure(folder: Path) -> dict[str, Any]:
     names = [name for name in PROCESSES if (folder / CONTENDERS[name][1].get("export", "")).exists()]
 
     def first_vector(name: str) -> Callable[[], float]:
@@ -140,9 +129,8 @@ def measure(folder: Path, shallow: Path) -> dict[str, Any]:
         "first vector with a cold kernel cache, s": cold,
         "load to ready, s": statistics.median(script(LOAD, folder) for _ in range(ROUNDS)),
         "peak memory, GB": script(PEAK, folder),
-        "workspace of 32,768 tokens, MB": script(WORKSPACE, shallow),
     }  # fmt: skip
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2])), indent=1))
+    print(json.dumps(measure(Path(sys.argv[1])), indent=1))

@@ -14,7 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import micro
 import report
+from machine import describe
 
 from qwen3np.synth import synthesize
 
@@ -73,7 +75,12 @@ def speed() -> str:
             folded.append(f"<details><summary>{title}</summary>\n\n{table}\n\n</details>")
         else:
             shown.append(f"**{title}**\n\n{table}")
-    return "\n\n".join([*shown, report.machine(results), *folded])
+    kernels = json.loads(micro.RESULTS.read_text())
+    table = report.markdown(micro.HEADER, micro.lines(kernels))
+    text = f"{table}\n\n{describe(kernels['about'], micro.PACKAGES)}"
+    folded.append(f"<details><summary>The kernels alone</summary>\n\n{text}\n\n</details>")
+    growth = "![speed, time and memory against tokens](benchmarks/results/growth.png)"
+    return "\n\n".join([*shown, describe(results["about"]), growth, *folded])
 
 
 def demo() -> str:

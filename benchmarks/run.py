@@ -15,10 +15,7 @@ warm-up.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,7 +31,7 @@ import processes
 import report
 import roofline
 from contenders import CONTENDERS
-from llvmlite import binding
+from machine import about, available_memory
 from qwen3np.kernels import isa
 from workers import DEPTHS, LAYERS, Extrapolated, Models, Worker
 from workloads import Rerank, Workload, workloads
@@ -47,14 +44,10 @@ THREADS = min(2, usable_cores())
 OURS = ["qwen3np high", "qwen3np medium"]
 GB = 3.0  # that a contender may take: weights as float32
 SECONDS = 40.0  # of timed rounds of a group's contenders at a workload
-ROUNDS = 9  # at the most; at the least one
+ROUNDS = 2, 9  # at the least and at the most
 LONG = 8.0  # seconds: a run that long is its own warm-up
 LOWEST_COSINE = 0.98  # of quantised contenders; below it something else is computed
-MINUTES = 27.0  # after which nothing more is begun, so that a run ends within 30
-PACKAGES = (
-    "qwen3np", "numpy", "numba", "torch", "transformers", "sentence-transformers", "openvino", "onnxruntime",
-    "llama-cpp-python",
-)  # fmt: skip
+MINUTES = 26.0  # after which nothing more is begun, so that a run ends within 30
 
 
 class Run:
@@ -64,7 +57,7 @@ class Run:
         self.deadline = time.monotonic() + 60 * minutes
         self.save_to = RESULTS if save else None
         self.models = {layers: _models(folder, layers) for layers in (LAYERS, *DEPTHS)}
-        self.results: dict[str, Any] = {"about": about(), "rows": []}
+        self.results: dict[str, Any] = {"about": about(THREADS), "depths": DEPTHS, "rows": []}
         self.results["same as qwen3np high"] = self.same = [
             name for name, path in (("qwen3np highest", isa.choose("highest")), ("qwen3np simd", isa.SIMD))
             if path == isa.choose("high") == isa.SIMD
@@ -158,7 +151,7 @@ class Run:
             closeness[w.name] = alike(result, expected, isinstance(work, Rerank))
             if closeness[w.name] >= LOWEST_COSINE:
                 seconds[w.name] = [first] if first > LONG else []
-        rounds = int(np.clip(SECONDS / (time.monotonic() - start), 1, ROUNDS))
+        rounds = int(np.clip(SECONDS / (time.monotonic() - start), *ROUNDS))
         for turn in range(rounds):
             for w in workers:
                 if w.name in seconds and (turn or not seconds[w.name]):
@@ -205,33 +198,9 @@ def alike(result: Any, expected: Any, scores: bool) -> float:
 
 def groups(names: list[str]) -> list[list[str]]:
     """Contenders that are in memory together, beside OURS."""
-    available = next(
-        int(line.split()[1]) * 1024 / 1e9
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemAvailable:")
-    )
-    size = max(1, int(available / GB) - len(OURS))
+    size = max(1, int(available_memory() / GB) - len(OURS))
     count = -(-len(names) // size)  # of like size
     return [names[i * len(names) // count : (i + 1) * len(names) // count] for i in range(count)]
-
-
-def about() -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "cpu": binding.get_host_cpu_name(),
-        "isa": {precision: isa.choose(precision) for precision in ("highest", "high", "medium")},
-        "cores": usable_cores(),
-        "threads": THREADS,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def main() -> None:
@@ -254,15 +223,17 @@ def main() -> None:
         if args.quick:
             peers = [name for name in peers if name.startswith("transformers")]
         works = {n: w for n, w in works.items() if (w.quick or not args.quick) and n in (args.only or works)}
-        run.results["workloads"] = {n: {"lengths": w.lengths, "shared": w.shared} for n, w in works.items()}
+        run.results["workloads"] = {
+            n: {"lengths": w.lengths, "shared": w.shared, "heavy": w.heavy} for n, w in works.items()
+        }
         missing = run.export([p for p in peers if any(p in w.peers for w in works.values())])
         say("roofline")
         run.results["roofline"] = roofline.measure(THREADS)
         if whole:
             say("processes")
-            run.results["processes"] = processes.measure(run.models[LAYERS].embedder, run.models[2].embedder)
+            run.results["processes"] = processes.measure(run.models[LAYERS].embedder)
             say("growth")
-            run.results["growth"] = list(growth.measure(run.models[2], THREADS))
+            run.results["growth"] = list(growth.measure(run.models[DEPTHS[0]], THREADS))
         run.compare(works, peers, missing)
         print("\n\n".join(f"{title}\n\n{text}" for title, text in report.tables(run.results).items()))
 
