@@ -61,7 +61,7 @@ def parts_and_rows(values):
 def _parts_and_rows(values):
     if tiled(values):
         return lambda values: (values.shape[1], values.shape[2] * 32)
-    return lambda values: (1, values.shape[2] * values.shape[3] // 16)
+    return lambda values: (1, values.shape[1] * 16)
 
 
 def operand(left, parts, take, rows, source, at, step, operands, to):
@@ -147,13 +147,14 @@ def _weigh_values(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_
     width = 1 if values.dtype == types.float32 else 2
 
     def products(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_at, o_step):
-        rows, step = o_step // 16, values.shape[3]
-        v_at = (head * values.shape[1] * 16 + start) // width * step
-        steps = (stop - start) // width
-        if fresh:
-            multiply(take, rows, values, v_at, step, p, p_at, p_step, o, o_at, o_step, steps)
-        else:
-            multiply_on(take, rows, values, v_at, step, p, p_at, p_step, o, o_at, o_step, steps)
+        step, steps = values.shape[3], (stop - start) // width
+        for block in range(values.shape[1]):
+            v_at = ((head * values.shape[1] + block) * values.shape[2] + start // width) * step
+            at = o_at + block * 256
+            if fresh:
+                multiply(take, 16, values, v_at, step, p, p_at, p_step, o, at, o_step, steps)
+            else:
+                multiply_on(take, 16, values, v_at, step, p, p_at, p_step, o, at, o_step, steps)
 
     return products
 

@@ -4,13 +4,13 @@ Every text has places for its keys, from a multiple of 32 on: key t of a text is
 of H channels; S places.
 
     keys      [K, S/16, H, 16]    16 keys side by side, as a left operand of matmul.py
-    values    [K, S/16, 16, H']   H' is H padded to 16
+    values    [K, H'/16, S, 16]   16 channels side by side, another one; H' is H padded to 16
 
 For CPUs that multiply pairs of bfloat16 the same in pairs of rows, uint16: elements 2i and 2i + 1 are rows 2r
-and 2r + 1 of column i. A head, and a group of 16 places, begins at the same flat index as in float32:
+and 2r + 1 of column i.
 
     keys      [K, S/16, H/2, 32]
-    values    [K, S/16, 8, 2*H']
+    values    [K, H'/16, S/2, 32]
 
 For AMX both are left operands in tiles (tiles.py), of as many parts as the queries and the probabilities,
 uint16; H' is H padded to 32:
@@ -53,7 +53,7 @@ def shapes(
     width = 2 if parts else 1  # rows side by side
     return (
         (heads, places // 16, head_dim // width, 16 * width),
-        (heads, places // 16, 16 // width, H * width),
+        (heads, H // 16, places // width, 16 * width),
     )
 
 
@@ -108,10 +108,11 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
                 place = np.int64(places[lane])
                 to_key[lane] = (head * keys.shape[1] + place // 16) * H * 16 + place % 16 * width
                 row = head * values.shape[1] * values.shape[2] + place // width
-                to_value[lane] = row * values.shape[3] + place % width
+                to_value[lane] = row * 16 * width + place % width
+            block = values.shape[2] * values.shape[3]  # 16 channels of all places
             for h in range(H):
                 scatter(keys, to_key, h // width * width * 16 + h % width, load(kv, k_at + h * 16))
-                scatter(values, to_value, h * width, load(kv, v_at + h * 16))
+                scatter(values, to_value, h // 16 * block + h % 16 * width, load(kv, v_at + h * 16))
 
     return put
 
@@ -152,4 +153,4 @@ def value_rows(values):
 def _value_rows(values):
     if tiled(values):
         return lambda values: values.shape[1] * values.shape[2]
-    return lambda values: 1
+    return lambda values: values.shape[1]

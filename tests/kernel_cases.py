@@ -197,7 +197,7 @@ def stored(x_SKH, places, kind, values=False):
     elif tiles:
         laid = out.reshape(K, parts, -1, 2, 16, rows // 32, 32).transpose(0, 2, 1, 5, 3, 4, 6)
     elif values:
-        laid = out.reshape(K, -1, 16 // width, width, rows).transpose(0, 1, 2, 4, 3)
+        laid = out.reshape(K, -1, width, rows // 16, 16).transpose(0, 3, 1, 4, 2)
     else:
         laid = out.reshape(K, -1, 16, H // width, width).transpose(0, 1, 3, 2, 4)
     return np.ascontiguousarray(laid).reshape(shape)
