@@ -25,7 +25,7 @@ from qwen3np.numba_backend import PRECISIONS, NumbaBackend
 from qwen3np.synth import massive_token_ids, synthesize
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
-LENGTHS = (8, 8, 40, 40, 200, 200, 2048)
+LENGTHS = (*[8] * 6, *[40] * 6, *[200] * 6, 2048)
 
 
 def token_ids(model: Embedder) -> list[list[int]]:

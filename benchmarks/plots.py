@@ -16,12 +16,12 @@ COLORS = {"qwen3np high": OURS, "qwen3np medium": "#57ab5a", "transformers bf16"
 WORKLOAD = "8x128"
 
 
-def finish(figure: Any, name: str) -> None:
+def finish(figure: Any, name: str, grid: str = "both") -> None:
     for axes in figure.axes:
         axes.tick_params(colors=TEXT, which="both", length=0)
         axes.xaxis.label.set_color(TEXT)
         axes.yaxis.label.set_color(TEXT)
-        axes.grid(color=GRID, linewidth=0.6)
+        axes.grid(axis=grid, color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[:].set_visible(False)
     figure.tight_layout()
@@ -45,9 +45,9 @@ def speed(results: dict[str, Any]) -> None:
         beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "color": TEXT}
         axes.annotate(f"{speed:,.0f}   {far}", (speed, y), **beside)
     axes.set_yticks(range(len(rows)), [name for _, name, _ in rows])
-    axes.set_xlim(0, 1.25 * rows[-1][0])
+    axes.set_xlim(0, 1.35 * rows[-1][0])
     axes.set_xlabel(f"tokens a second at {WORKLOAD}; more is better")
-    finish(figure, "speed")
+    finish(figure, "speed", grid="x")
 
 
 def growth(results: dict[str, Any]) -> None:
@@ -67,7 +67,9 @@ def growth(results: dict[str, Any]) -> None:
             line[1].plot(x, [r["seconds"] for r in rows], "o-", label=fitted, **style)
             line[2].plot(x, [r["memory_GB"] for r in rows], "o-", label=name, **style)
         line[1].set_yscale("log")
-        for axes, label in zip(line, ("tokens a second", "seconds", "peak memory, GB"), strict=True):
+        layers = f"({results['depths'][0]} of 28 layers)"
+        labels = (f"tokens a second {layers}", f"seconds {layers}", f"peak memory, GB {layers}")
+        for axes, label in zip(line, labels, strict=True):
             axes.set_xscale("log", base=2)
             if axes is not line[1]:
                 axes.set_ylim(bottom=0)
