@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from report import RESULTS, exponent, median, names, select
 
 TEXT, GRID, OURS, THEIRS = "#7d8590", "#7d859055", "#2f81f7", "#e5772e"
-COLORS = {"qwen3np high": OURS, "qwen3np medium": "#57ab5a", "transformers bf16": THEIRS}
+COLORS = {"qwen3np high": OURS, "qwen3np medium": "#57ab5a"}
 WORKLOAD = "8x128"
 
 

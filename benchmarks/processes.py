@@ -20,13 +20,15 @@ from typing import Any
 
 from contenders import CONTENDERS
 
+from qwen3np.threads import usable_cores
+
 ROUNDS = 3
 # One of each package: what is measured here hardly depends on the precision.
 PROCESSES = [
     "qwen3np high", "sentence-transformers bf16", "transformers bf16", "OpenVINO bf16", "ONNX Runtime int8",
     "llama.cpp Q8_0",
 ]  # fmt: skip
-FIRST_VECTOR = [str(Path(__file__).parent / "contenders.py"), "{name}", "{folder}", "2"]
+FIRST_VECTOR = [str(Path(__file__).parent / "contenders.py"), "{name}", "{folder}", "{threads}"]
 LOAD = """
 import time
 import qwen3np.numba_backend
@@ -103,12 +105,12 @@ def installed_size(packages: Sequence[str]) -> float:
     return size / 1e6
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, threads: int) -> dict[str, Any]:
     names = [name for name in PROCESSES if (folder / CONTENDERS[name][1].get("export", "")).exists()]
 
-    def first_vector(name: str) -> Callable[[], float]:
-        command = [part.format(name=name, folder=folder) for part in FIRST_VECTOR]
-        return lambda: python(command)
+    def first_vector(name: str, **environment: str) -> Callable[[], float]:
+        command = [part.format(name=name, folder=folder, threads=threads) for part in FIRST_VECTOR]
+        return lambda: python(command, **environment)
 
     def imported(name: str) -> Callable[[], float]:
         return lambda: python(["-c", CONTENDERS[name][0].imports])
@@ -116,8 +118,7 @@ def measure(folder: Path) -> dict[str, Any]:
     first = alternating({name: first_vector(name) for name in names})
     imports = alternating({name: imported(name) for name in names})
     with tempfile.TemporaryDirectory() as temporary:
-        command = [part.format(name="qwen3np high", folder=folder) for part in FIRST_VECTOR]
-        cold = python(command, XDG_CACHE_HOME=temporary)
+        cold = first_vector("qwen3np high", XDG_CACHE_HOME=temporary)()
     return {
         "contenders": {
             name: {
@@ -133,4 +134,4 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1])), indent=1))
+    print(json.dumps(measure(Path(sys.argv[1]), min(2, usable_cores())), indent=1))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3np.numba_backend import PARTS
 from qwen3np.synth import LIKE
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,7 +43,6 @@ OWN_BARS = {
 }  # fmt: skip
 GROWTH = HIGH, "sequence length"
 WORKSPACE = "memory of 32,768 tokens beyond that of 16, MB", "at most 600", "300"
-PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 parts of an activation on tiles
 UNITS = {"simd": "float32", "avx512_bf16": "vdpbf16ps", "amx": "AMX bfloat16"}
 
 
@@ -151,8 +151,7 @@ def details(results: dict[str, Any]) -> str:
 
 
 def processes(results: dict[str, Any]) -> str:
-    """A line for each package; load and memory from the run: import and load, and the peak by the end of
-    8x128."""
+    """A line for each package; its memory is that of the run, the peak by the end of 8x128."""
     measured = results["processes"]
     lines = []
     for name, r in measured["contenders"].items():
@@ -235,7 +234,7 @@ def bounds(results: dict[str, Any]) -> str:
             rows = select(results["rows"], workload=workload, contender=name)
             if rows and rows[0]["threads"] == threads:  # as the peaks were measured with
                 seconds, what = bound(results, workload, name.split()[1])
-                here = statistics.median(r["median"] for r in rows)
+                here = median(rows, workload, name) or 0.0
                 cells = [number(1e3 * here), number(1e3 * seconds), what, f"{seconds / here:.0%}"]
                 lines.append([workload, name, *cells])
     measured = ", ".join(f"{name} {value:,.0f}" for name, value in results["roofline"].items())

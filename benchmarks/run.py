@@ -231,7 +231,7 @@ def main() -> None:
         run.results["roofline"] = roofline.measure(THREADS)
         if whole:
             say("processes")
-            run.results["processes"] = processes.measure(run.models[LAYERS].embedder)
+            run.results["processes"] = processes.measure(run.models[LAYERS].embedder, THREADS)
             say("growth")
             run.results["growth"] = list(growth.measure(run.models[DEPTHS[0]], THREADS))
         run.compare(works, peers, missing)
