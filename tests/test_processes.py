@@ -219,7 +219,7 @@ def in_time(call: Callable[[], np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "step, second",
-    [(3, 0), *(pytest.param(1, second, marks=pytest.mark.slow) for second in (0, 1, 2, 5, 9, 14, 20, 30))],
+    [(3, 0), *(pytest.param(1, second, marks=pytest.mark.slow) for second in (0, 1, 5, 14))],
 )
 def test_an_exception_at_any_bytecode_of_a_call(model, expected, step, second):
     """One, or a second behind it, wherever it strikes the caller: the next call gives its usual bits."""
@@ -305,7 +305,7 @@ for _ in range(moments):
                 for sender in senders:
                     sender.start()
             model.encode(LONG)
-            time.sleep(1)
+            time.sleep(60)  # for a signal that comes late
         finally:
             running = [job for job in jobs if not job.done]
             for sender in senders:
@@ -323,7 +323,7 @@ assert struck == moments, struck
     "kind, moments, words",
     [
         ("alarm", 12, 600),
-        *(pytest.param(kind, 70, 2000, marks=pytest.mark.slow) for kind in ("alarm", "interrupt", "two")),
+        *(pytest.param(kind, 70, 1200, marks=pytest.mark.slow) for kind in ("alarm", "interrupt", "two")),
     ],
 )
 def test_signals_at_random_moments(tiny, kind, moments, words):
