@@ -62,13 +62,15 @@ class Verification:
     def held(self) -> bool:
         return not self.bad
 
-    def report(self) -> str:
-        """All rows as tables, for a terminal."""
+    def report(self, columns: int | None = None) -> str:
+        """All rows as tables, for a terminal of `columns` columns."""
         parts = ["\n".join(f"{name:10}{value}" for name, value in self.about.items())]
-        parts += ["Tokens\n" + _table(self.tokens), "Stages, in forward order\n" + parity.report(self.stages)]
-        parts += ["Properties\n" + _table(self.properties)]
+        parts += ["Tokens\n" + _table(self.tokens, columns)]
+        parts += ["Stages, in forward order\n" + parity.report(self.stages, columns)]
+        parts += ["Properties\n" + _table(self.properties, columns)]
         if self.published:
-            parts.append("Published scores\n" + _table(self.published) + "\n" + _sources(self.published))
+            scores = _table(self.published, columns)
+            parts.append(f"Published scores\n{scores}\n{_sources(self.published)}")
         return "\n\n".join([*parts, *([self.note] if self.note else []), self.summary()])
 
     def summary(self) -> str:
@@ -199,7 +201,7 @@ def _about(model: Embedder | Reranker, against: str, versions: str, ids: list[li
     }
 
 
-def _table(checks: Sequence[Check]) -> str:
+def _table(checks: Sequence[Check], columns: int | None) -> str:
     sources = list(dict.fromkeys(c.source for c in checks if c.source))
     header = ["check", "expected", "got", "difference", "tolerance", "verdict"]
     rows = [
@@ -212,7 +214,7 @@ def _table(checks: Sequence[Check]) -> str:
         ]
         for c in checks
     ]
-    return table(header, rows)
+    return table(header, rows, columns)
 
 
 def _sources(checks: Sequence[Check]) -> str:

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from qwen3np.cli import main
-from qwen3np.files import rows
+from qwen3np.files import lines
 from qwen3np.files.rows import BadRow, Row, read_rows
 
 TEXTS = [
@@ -167,7 +167,7 @@ BAD_ROWS = [
 @pytest.mark.parametrize("name, content, line, reason", BAD_ROWS)
 def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reason):
     """By default they are found before anything is computed; or they are left out and listed."""
-    monkeypatch.setattr(rows, "LONGEST_LINE", 80)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 80)
     path = tmp_path / name
     if isinstance(content, bytes):
         path.write_bytes(content)

@@ -93,7 +93,7 @@ def test_the_table_has_a_line_a_document(run, model, monkeypatch):
         score, number, *_ = line.split()
         assert (float(score), int(number)) == (pytest.approx(entry["score"], rel=1e-5), entry["corpus_id"])
         assert len(line) <= 80 and line.isprintable()
-    assert "火星 红色的行星 😀" in out and "a b" in out and "[31mred next line" in out and "word wo..." in out
+    assert "火星 红色的行星 😀" in out and "a b" in out and "[31mred next line" in out and "word wor...\n" in out
 
 
 def test_no_documents_are_no_results(run, tmp_path):
