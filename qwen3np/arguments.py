@@ -45,10 +45,8 @@ def refusal(name: str, as_text: str) -> ValueError:
     """Of a name in place of a text: what can be done. `as_text`: how the command takes a text that is one."""
     if not os.path.exists(name):
         return ValueError(f"{name}: there is no such file; if it is a text: {as_text}")
-    return ValueError(
-        f"{name}: is the name of a {'folder' if os.path.isdir(name) else 'file'}, not a text; "
-        f'for what a file holds, as one text: "$(cat NAME)"; if the name is the text: {as_text}'
-    )
+    found = "folder; name a file in it" if os.path.isdir(name) else f'file; its content as a text: "$(cat {name})"'
+    return ValueError(f"{name}: is the name of a {found}; if the name itself is the text: {as_text}")
 
 
 def texts(

@@ -20,7 +20,7 @@ def terminal_columns(otherwise: int | None = None) -> int | None:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None = None) -> str:
     """Each as wide as its longest cell: the first to the left, the others to the right if they hold numbers.
 
-    A table of more than `columns` columns has its longest texts cut; if that is not enough, what is to the
+    A table of more than `columns` columns has its longest texts cut; where that would not do, what is to the
     right comes below, behind the first column once more.
     """
     cells = [[one_line(cell, columns) for cell in row] for row in (header, *rows)]
@@ -28,7 +28,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | N
     widths = [max(map(width, column)) for column in by_column]
     numeric = [all(map(_is_number, column[1:])) for column in by_column]
     if columns is not None:
-        _narrow(widths, [i for i, right in enumerate(numeric) if not right], columns)
+        widths = _fitting(widths, [i for i, right in enumerate(numeric) if not right], columns)
     cells.insert(1, ["-" * w for w in widths])
     parts = []
     for chosen in _parts(widths, columns):
@@ -56,13 +56,15 @@ def cut(text: str, columns: int | None) -> str:
     return clip(text, 0, max(columns - 3, 0)).rstrip() + "..."[:columns]
 
 
-def _narrow(widths: list[int], texts: Sequence[int], columns: int) -> None:
-    """The widest text is cut first, and several to the same width."""
+def _fitting(widths: Sequence[int], texts: Sequence[int], columns: int) -> list[int]:
+    """The widest text is cut first, and several to the same width; if all together cannot fit, so that two
+    always do."""
+    fitting = list(widths)
     excess = sum(widths) + GAP * (len(widths) - 1) - columns
-    while excess > 0 and (wide := [i for i in texts if widths[i] > LEAST]):
-        widest = max(wide, key=lambda i: widths[i])
-        widths[widest] -= 1
+    while excess > 0 and (wide := [i for i in texts if fitting[i] > LEAST]):
+        fitting[max(wide, key=lambda i: fitting[i])] -= 1
         excess -= 1
+    return fitting if excess <= 0 else [min(w, (columns - GAP) // 2) for w in widths]
 
 
 def _parts(widths: Sequence[int], columns: int | None) -> list[list[int]]:

@@ -93,7 +93,7 @@ def _summary(job: Job, report: Report) -> list[str]:
         limit = f"{report.max_seq_length:,} tokens"
         lines.append(f"{sums.cut:,} texts were cut to {limit}; the longest had {sums.longest:,}")
     if sums.empty:
-        lines.append(f"{sums.empty:,} texts are empty, and have one and the same vector")
+        lines.append(f"{sums.empty:,} empty texts, which have one and the same vector")
     if sums.rows > sums.texts:
         bad = sums.rows - sums.texts
         lines.append(

@@ -77,7 +77,7 @@ def check_encoding(data: bytes, name: object, first: bool = True) -> None:
             "Get-Content OLD | Set-Content -Encoding utf8 NEW"
         )
     elif found == "gzip":
-        cure = "; such a file's name must end in .gz, as in name.csv.gz"
+        cure = "; unpack it, or let the file's name end in .gz, as name.csv.gz"
     raise ValueError(f"{name}: is {found}, expected UTF-8 text{cure}")
 
 
