@@ -5,6 +5,7 @@ No command takes a file's name for a text: the vector of a name is wrong without
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -45,8 +46,9 @@ def refusal(name: str, as_text: str) -> ValueError:
     """Of a name in place of a text: what can be done. `as_text`: how the command takes a text that is one."""
     if not os.path.exists(name):
         return ValueError(f"{name}: there is no such file; if it is a text: {as_text}")
-    found = "folder; name a file in it" if os.path.isdir(name) else f'file; its content as a text: "$(cat {name})"'
-    return ValueError(f"{name}: is the name of a {found}; if the name itself is the text: {as_text}")
+    cure = "name a file in it" if os.path.isdir(name) else f'its content as a text: "$(cat {name})"'
+    what = "folder" if os.path.isdir(name) else "file"
+    return ValueError(f"{name}: is the name of a {what}; {cure}; if the name itself is the text: {as_text}")
 
 
 def texts(
@@ -63,6 +65,14 @@ def texts(
         raise ValueError("- is stdin, which can be read once")
     lines = {STDIN: stdin_lines(asked=True)} if STDIN in arguments else {}
     return [text for argument in arguments for text in lines.get(argument, [argument])]
+
+
+def refuse_file_names(args: argparse.Namespace) -> None:
+    """In place of the text of --prompt and --instruction."""
+    for option in ("prompt", "instruction"):
+        value = getattr(args, option, None)
+        if value and os.path.isfile(value) and not getattr(args, "literal", False):
+            raise ValueError(f'--{option} {value}: is the name of a file; its content: "$(cat {value})"')
 
 
 def stdin_lines(asked: bool = False) -> list[str]:

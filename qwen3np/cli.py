@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__, streams
-from .arguments import delimiter
+from .arguments import delimiter, refuse_file_names
 from .rerank_command import DEFAULT_MODEL as RERANKER
 from .rerank_command import add_arguments
 
@@ -68,6 +68,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 2
     if sys.stdout is None and args.command in PRINTING and not getattr(args, "output", None):
         raise ValueError("stdout is closed: there is nowhere to print to")
+    refuse_file_names(args)
     return args.run(args) or 0
 
 
@@ -114,7 +115,7 @@ def info(args: argparse.Namespace) -> None:
         name = str(args.model)
         rows |= model_rows(name, _load_either(args))
     for key, value in rows.items():
-        print(f"{key:13} {value}")
+        print(f"{key:13} {streams.escaped(value)}")
 
 
 def synth(args: argparse.Namespace) -> None:
@@ -122,7 +123,7 @@ def synth(args: argparse.Namespace) -> None:
 
     from .synth import synthesize
 
-    bar = tqdm(unit="B", unit_scale=True, desc=str(args.folder), delay=0.5)
+    bar = tqdm(unit="B", unit_scale=True, desc=streams.escaped(str(args.folder)), delay=0.5)
 
     def progress(done: int, total: int) -> None:
         bar.total = total

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import looks_like_file, names_file, refusal, texts
+from ..progress import ticking
 from ..search import semantic_search
-from ..streams import say
+from ..streams import escaped, say
 from ..table import table, terminal_columns
 from . import saved
 from .lines import format_of
@@ -107,7 +109,8 @@ class _Bar:
     """Rows, time left and tokens a second of this run, on a terminal."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._name = escaped(name)
+        self._stack = ExitStack()
         self._bar: Any = None
         self._tokens = 0
         self.rows = 0
@@ -121,7 +124,10 @@ class _Bar:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=rows, initial=sums.rows, desc=self._name, unit="row", disable=None)
+            self._bar = self._stack.enter_context(
+                tqdm(total=rows, initial=sums.rows, desc=self._name, unit="row", disable=None)
+            )
+            self._stack.enter_context(ticking(self._bar))
             self._tokens, self.rows = sums.tokens, rows
         self._bar.update(sums.rows - self._bar.n)
         elapsed = self._bar.format_dict["elapsed"] if not self._bar.disable else 0
@@ -131,8 +137,7 @@ class _Bar:
             )
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._stack.close()
 
 
 def search(args: argparse.Namespace, load: Callable[[], Embedder]) -> None:
