@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,21 +35,22 @@ def looks_like_file(argument: str) -> bool:
 def names_file(argument: str, folders: bool = True) -> bool:
     """There is such a file or, if `folders` count, a folder; or it is one word that looks like a file. A
     folder whose name is written as a path, ./data and not data, counts in any case."""
-    is_path = os.sep in argument or "/" in argument
-    return (
-        os.path.isfile(argument)
-        or ((folders or is_path) and os.path.isdir(argument))
-        or (len(argument.split()) == 1 and looks_like_file(argument))
-    )
+    if os.path.isdir(argument):
+        return folders or os.sep in argument or "/" in argument
+    return os.path.exists(argument) or (len(argument.split()) == 1 and looks_like_file(argument))
 
 
 def refusal(name: str, as_text: str) -> ValueError:
     """Of a name in place of a text: what can be done. `as_text`: how the command takes a text that is one."""
     if not os.path.exists(name):
         return ValueError(f"{name}: there is no such file; if it is a text: {as_text}")
-    cure = "name a file in it" if os.path.isdir(name) else f'its content as a text: "$(cat {name})"'
-    what = "folder" if os.path.isdir(name) else "file"
-    return ValueError(f"{name}: is the name of a {what}; {cure}; if the name itself is the text: {as_text}")
+    found = f"file; its content as a text: {_cat(name)}"
+    what = "folder; name a file in it" if os.path.isdir(name) else found
+    return ValueError(f"{name}: is the name of a {what}; if the name itself is the text: {as_text}")
+
+
+def _cat(name: str) -> str:
+    return f'"$(cat {shlex.quote(name)})"'
 
 
 def texts(
@@ -72,7 +74,7 @@ def refuse_file_names(args: argparse.Namespace) -> None:
     for option in ("prompt", "instruction"):
         value = getattr(args, option, None)
         if value and os.path.isfile(value) and not getattr(args, "literal", False):
-            raise ValueError(f'--{option} {value}: is the name of a file; its content: "$(cat {value})"')
+            raise ValueError(f"--{option} {value}: is the name of a file; its content: {_cat(value)}")
 
 
 def stdin_lines(asked: bool = False) -> list[str]:

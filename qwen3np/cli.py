@@ -123,7 +123,7 @@ def synth(args: argparse.Namespace) -> None:
 
     from .synth import synthesize
 
-    bar = tqdm(unit="B", unit_scale=True, desc=streams.escaped(str(args.folder)), delay=0.5)
+    bar = tqdm(unit="B", unit_scale=True, desc=streams.escaped(str(args.folder)), delay=0.5, disable=None)
 
     def progress(done: int, total: int) -> None:
         bar.total = total

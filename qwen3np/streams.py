@@ -39,6 +39,8 @@ def prepare() -> None:
     os.close(unused)
     if os.name == "posix":  # elsewhere a terminal is more than a file
         if sys.stdout is not None and sys.stdout is sys.__stdout__:
+            with suppress(OSError):
+                sys.__stdout__.flush()
             out = io.BufferedWriter(_Output(1, "w", closefd=False))
             sys.stdout = io.TextIOWrapper(out, line_buffering=out.isatty())
         if sys.stderr is None or sys.stderr is sys.__stderr__:

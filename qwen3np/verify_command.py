@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ def run(args: argparse.Namespace, load: Callable[[], Embedder | Reranker]) -> in
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(_json_file(args.json)) if args.json is not None else None
         claimed = True if args.published else None
-        result = verify(load(), against=args.against, published=claimed, show_progress_bar=True)
+        progress = sys.stderr.isatty()
+        result = verify(load(), against=args.against, published=claimed, show_progress_bar=progress)
         if write is not None:
             write(result.as_dict())
     print(result.report(terminal_columns()))

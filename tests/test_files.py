@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -283,7 +284,7 @@ def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_pa
     assert code == 2 and "d.txt: is no regular file" in err
 
 
-NAMES = ["notes.md", "d/page.html", "plain", "d", "./d/", "d/*.md", "d/missing.pdf", "missing.json.gz"]
+NAMES = ["notes.md", "d/page.html", "plain", "d", "./d/", "d/*.md", "d/missing.pdf", "missing.json.gz", os.devnull]
 
 
 @pytest.mark.parametrize("name", NAMES)
