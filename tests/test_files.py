@@ -284,7 +284,7 @@ def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_pa
     assert code == 2 and "d.txt: is no regular file" in err
 
 
-NAMES = ["notes.md", "d/page.html", "plain", "d", "./d/", "d/*.md", "d/missing.pdf", "missing.json.gz", os.devnull]
+NAMES = ["notes.md", "d/page.html", "plain", os.devnull, "d", "./d/", "d/*.md", "d/no.pdf", "no.json.gz"]
 
 
 @pytest.mark.parametrize("name", NAMES)
