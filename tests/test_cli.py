@@ -165,6 +165,7 @@ def test_the_demo_does_not_take_an_interrupted_download_for_the_model(tiny, tmp_
         (["embed", "--model", "TINY", "--prompt", "\udcff", "x"], b"", "the prompt is not valid Unicode"),
         (["embed", "--model", "TINY"], b"", "no text given"),
         (["embed", "--model", "TINY", "-"], b"", "no text given"),
+        (["embed", "--model", "TINY"], b"\xef\xbb\xbf", "no text given"),
         (["embed", "--model", "TINY", "--input", "-"], b"", "no text given"),
         (["embed", "--model", "TINY", "-", "-"], b"a\n", "- is stdin, which can be read once"),
         (["embed", "--model", "TINY", "-", "--column", "a"], b"a\n", "--column is for an input file"),

@@ -218,6 +218,7 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
     "name, content, options, reason",
     [
         ("in.txt", b"", [], "in.txt: is empty"),
+        ("in.txt", b"\xef\xbb\xbf", [], "in.txt: is empty"),
         ("in.csv", b"text\n", [], "in.csv: is empty"),
         ("in.jsonl", b"\n \n", [], "in.jsonl: is empty"),
         ("in.jsonl", b"1\n2\n", ["--on-error", "skip"], "no row is good"),
@@ -271,6 +272,7 @@ def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_pa
     """A text that ends like a file's name is an error where there is no such file, and --text says what it
     is. Any name can be given with --input."""
     assert embed("read notes.txt")[0] == 2
+    assert "there is no such file" in embed("x" * 5000 + ".txt")[2]
     write_input(tmp_path / "read notes.txt", TEXTS)
     assert embed("read notes.txt")[0] == 2, "a file needs --output"
     code, out, _ = embed("--text", "read notes.txt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,7 +42,7 @@ def input_file(args: argparse.Namespace) -> Path | None:
             "them: cat A B | qwen3np embed -; --text is never a file"
         )
     source = Path(given[0])
-    if args.input is None and (not source.exists() or format_of(source) not in SUFFIXES):
+    if args.input is None and (not os.path.exists(source) or format_of(source) not in SUFFIXES):
         raise refusal(given[0], f"--text {given[0]!r}")
     if args.output is None:
         raise ValueError(f"{source}: say with --output where the vectors are to go")

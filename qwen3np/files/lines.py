@@ -52,6 +52,8 @@ def lines(file: BinaryIO, name: object) -> Iterator[bytes | Bad]:
     text. Raises ValueError that calls the file `name` if it is no UTF-8 at all."""
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
+        if number == 0 and line == BOM:  # and nothing else
+            return
         if number < LOOKED_AT:
             check_encoding(line.removesuffix(b"\n"), name, number == 0)
         if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
