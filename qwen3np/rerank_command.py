@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,4 +93,4 @@ def _documents(args: argparse.Namespace) -> list[str]:
 
 
 def _is_read(path: Path) -> bool:
-    return format_of(path) in SUFFIXES and path.is_file()
+    return format_of(path) in SUFFIXES and os.path.isfile(path)
