@@ -3,75 +3,84 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
+from . import __version__, streams
+from .arguments import delimiter, refuse_file_names
+from .rerank_command import DEFAULT_MODEL as RERANKER
+from .rerank_command import add_arguments
 
 if TYPE_CHECKING:
     from .embedder import Embedder
     from .reranker import Reranker
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
+SHAPES = ("0.6B", "4B", "8B", "reranker-0.6B", "reranker-4B", "reranker-8B", "tiny", "reranker-tiny")
+PRINTING = ("embed", "search", "similarity", "rerank", "verify", "info", "demo")  # on stdout
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Examples keep their lines.
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **options)
+
     def error(self, message: str) -> NoReturn:
         """One line, as for every other error; argparse would print the usage too."""
-        print(f"{self.prog}: error: {message} ({self.prog} --help)", file=sys.stderr)
+        streams.say(f"{self.prog}: error: {message} ({self.prog} --help)")
         sys.exit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0, or 2 with one line on stderr that says what was wrong and what to do;
     `verify` has 1 for a model that fell short."""
-    args = _parser().parse_args(argv)
-    code = 0
+    streams.prepare()
     try:
-        code = args.run(args) or 0
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _run(argv)
+        streams.flush_stdout()
+        return code
     except KeyboardInterrupt:
-        print("qwen3np: interrupted", file=sys.stderr)
+        streams.say("qwen3np: interrupted")
         return 130
-    except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
-        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
-        print(f"qwen3np: error: {'; '.join(lines)}", file=sys.stderr)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        return 0
+    except OSError as error:
+        return _failed(f"{streams.STDOUT}: {error.strerror}" if error.filename == streams.STDOUT else error)
+    except (ValueError, TypeError, MemoryError, ImportError) as error:
+        return _failed(str(error) or type(error).__name__)
+    finally:
+        with suppress(OSError):
+            streams.flush_stdout()
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as end:  # help, the version, or an error that it has printed
+        return int(end.code or 0)
+    if args.command is None:
+        parser.print_help(sys.stderr)
         return 2
-    return code
+    if sys.stdout is None and args.command in PRINTING and not getattr(args, "output", None):
+        raise ValueError("stdout is closed: there is nowhere to print to")
+    refuse_file_names(args)
+    return args.run(args) or 0
+
+
+def _failed(reason: object) -> int:
+    streams.say(f"qwen3np: error: {reason}")
+    return 2
 
 
 def embed(args: argparse.Namespace) -> None:
-    from .files import commands, outputs
+    from .text_commands import embed
 
-    if args.output is not None:
-        outputs.check_name(args.output)
-    source = commands.input_file(args)
-    if source is not None:
-        commands.embed(args, source, lambda: _load(args))
-        return
-    for option in ("column", "id_column", "resume"):
-        if getattr(args, option):
-            raise ValueError(f"--{option.replace('_', '-')} is for an input file")
-    texts = [*args.texts, *args.text] or _stdin_lines()
-    model = _load(args)
-    prompt = commands.prompt_of(model, args)
-    vectors = model.encode(texts, prompt=prompt, truncate_dim=args.dim)
-    if args.output is None:
-        for text, vector in zip(texts, vectors, strict=True):
-            print(outputs.json_line({"text": text}, vector))
-        return
-    from .files.run import save
-
-    info = {"model": commands.model_name(args.model), "dim": str(vectors.shape[1]), "prompt": prompt}
-    save(args.output, texts, vectors, info)
-    print(f"{args.output}: {vectors.shape[0]} x {vectors.shape[1]} {vectors.dtype}", file=sys.stderr)
+    embed(args, lambda: _load(args))
 
 
 def search(args: argparse.Namespace) -> None:
@@ -81,68 +90,21 @@ def search(args: argparse.Namespace) -> None:
 
 
 def similarity(args: argparse.Namespace) -> None:
-    from .table import table
+    from .text_commands import similarity
 
-    model = _load(args)
-    scores = model.similarity(
-        model.encode_query(args.query, prompt=args.prompt, truncate_dim=args.dim),
-        model.encode_document(args.document, truncate_dim=args.dim),
-    )
-    documents = [f"[{i}]" for i in range(1, len(args.document) + 1)]
-    print(
-        table(
-            ["query", *documents],
-            [[q, *(f"{s:.4f}" for s in row)] for q, row in zip(args.query, scores, strict=True)],
-        )
-    )
-    print()
-    for name, document in zip(documents, args.document, strict=True):
-        print(name, document)
+    similarity(args, lambda: _load(args))
 
 
 def rerank(args: argparse.Namespace) -> None:
     from .rerank_command import run
 
-    run(args, lambda: _load_reranker(args), _stdin_lines)
+    run(args, lambda: _load_reranker(args))
 
 
 def verify(args: argparse.Namespace) -> int:
-    from .parity import require_transformers
-    from .verify import verify
+    from .verify_command import run
 
-    if args.against == "transformers":  # before the model is loaded
-        require_transformers()
-    with contextlib.ExitStack() as stack:
-        write = stack.enter_context(_json_file(args.json)) if args.json is not None else None
-        claimed = True if args.published else None
-        result = verify(_load_either(args), against=args.against, published=claimed, show_progress_bar=True)
-        if write is not None:
-            write(result.as_dict())
-    print(result.report())
-    return 0 if result.held else 1
-
-
-@contextlib.contextmanager
-def _json_file(path: Path) -> Iterator[Callable[[Any], None]]:
-    """A function that writes a value to the file, complete or not at all. That it can be written is tried at
-    once: what is to be written may take minutes to come."""
-    if path.is_dir():
-        raise ValueError(f"--json {path}: is a folder")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def write(value: Any) -> None:
-        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-
-    try:
-        try:
-            partial.touch()
-        except OSError as error:
-            raise ValueError(f"--json {path}: cannot be written ({error.strerror})") from error
-        yield write
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
+    return run(args, lambda: _load_either(args))
 
 
 def info(args: argparse.Namespace) -> None:
@@ -153,19 +115,18 @@ def info(args: argparse.Namespace) -> None:
         name = str(args.model)
         rows |= model_rows(name, _load_either(args))
     for key, value in rows.items():
-        print(f"{key:13} {value}")
+        print(f"{key:13} {streams.escaped(value)}")
 
 
 def synth(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
+    from .progress import bar
     from .synth import synthesize
 
-    bar = tqdm(unit="B", unit_scale=True, desc=str(args.folder), delay=0.5)
+    shown = bar(unit="B", unit_scale=True, desc=streams.escaped(str(args.folder)), delay=0.5)
 
     def progress(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
+        shown.total = total
+        shown.update(done - shown.n)
 
     try:
         synthesize(
@@ -177,7 +138,7 @@ def synth(args: argparse.Namespace) -> None:
             progress=progress,
         )
     finally:
-        bar.close()
+        shown.close()
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -200,11 +161,17 @@ def _load_reranker(args: argparse.Namespace) -> Reranker:
 
 def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {
-        "revision": args.revision,
+        **_where(args),
         "backend": args.backend,
         "matmul_precision": args.matmul_precision,
         "num_threads": args.threads,
     }
+
+
+def _where(args: argparse.Namespace) -> dict[str, Any]:
+    """How the model's files are found."""
+    names = ("revision", "cache_folder", "token", "local_files_only")
+    return {name: getattr(args, name) for name in names}
 
 
 def _load_either(args: argparse.Namespace) -> Embedder | Reranker:
@@ -212,52 +179,37 @@ def _load_either(args: argparse.Namespace) -> Embedder | Reranker:
     from .hub import locate
     from .modules import is_reranker
 
-    args.model = locate(args.model, revision=args.revision)
+    args.model = locate(args.model, **_where(args))
     return _load_reranker(args) if is_reranker(args.model) else _load(args)
-
-
-def _stdin_lines() -> list[str]:
-    """One text a line. Lines are split at newlines only: str.splitlines would also split at U+2028 and
-    others."""
-    data = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
-    if not data:
-        raise ValueError("no text given: pass texts as arguments, or one a line on stdin")
-    lines = data.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    texts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            texts.append(line.removesuffix(b"\r").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"stdin, line {number}: is not UTF-8 ({error.reason} at byte {error.start})"
-            ) from error
-    return texts
 
 
 def _parser() -> Parser:
     parser = Parser(prog="qwen3np", description="Qwen3-Embedding and Qwen3-Reranker in NumPy and Numba.")
     parser.add_argument("--version", action="version", version=f"qwen3np {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
     p = commands.add_parser(
         "embed",
         parents=[_model_options(DEFAULT_MODEL)],
         help="texts, or a whole file of them -> vectors",
         description="Texts -> vectors, as JSON lines; or a whole file of texts -> a file of vectors.",
+        epilog=_examples(
+            'qwen3np embed "The capital of China is Beijing."',
+            "qwen3np embed articles.csv --column body --output articles.parquet",
+            "zcat texts.gz | qwen3np embed - --output vectors.npy",
+        ),
     )
     p.add_argument(
         "texts",
         nargs="*",
         metavar="INPUT",
-        help="texts, or one file: what ends in .txt (a text a line), .jsonl, .csv or .parquet is a file's "
-        "name; none: a text a line from stdin",
+        help="texts, or one file: what ends in .txt (a text a line), .jsonl, .json, .csv, .tsv or .parquet, "
+        "or in one of these and .gz, is a file's name; - or none: a text a line from stdin",
     )
     p.add_argument(
         "--text", action="append", default=[], help="a text, whatever it ends in (repeat for more)"
     )
-    p.add_argument("--input", metavar="FILE", help="a file")
+    p.add_argument("--input", metavar="FILE", help="a file, or - for stdin")
     prompt = p.add_mutually_exclusive_group()
     prompt.add_argument(
         "--query", action="store_true", help='put the model\'s "query" prompt before each text'
@@ -266,6 +218,7 @@ def _parser() -> Parser:
     prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before each text')
     p.add_argument("--dim", type=int, help="keep this many leading channels (32 to hidden_size)")
     p.add_argument(
+        "-o",
         "--output",
         type=Path,
         metavar="OUT",
@@ -287,11 +240,15 @@ def _parser() -> Parser:
     p.set_defaults(run=embed)
 
     p = commands.add_parser(
-        "search", parents=[_model_options(None)], help="the best texts of a file that embed wrote"
+        "search",
+        parents=[_model_options(None)],
+        help="the best texts of a file that embed wrote",
+        epilog=_examples('qwen3np search articles.parquet "Why do things fall?" --top-k 5'),
     )
     p.add_argument("corpus", type=Path, metavar="FILE", help="what `embed --output` wrote, in any format")
-    p.add_argument("queries", nargs="+", metavar="QUERY")
-    p.add_argument("--top-k", type=int, default=10, help="texts a query (default: %(default)s)")
+    p.add_argument("queries", nargs="+", metavar="QUERY", help="queries; - for one a line from stdin")
+    _literal(p)
+    p.add_argument("-k", "--top-k", type=int, default=10, help="texts a query (default: %(default)s)")
     prompt = p.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", help="put before each query (default: the model's query prompt)")
     prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before each query')
@@ -303,23 +260,34 @@ def _parser() -> Parser:
     p.set_defaults(run=search, default_model=DEFAULT_MODEL)
 
     p = commands.add_parser(
-        "similarity", parents=[_model_options(DEFAULT_MODEL)], help="queries against documents, as a table"
+        "similarity",
+        parents=[_model_options(DEFAULT_MODEL)],
+        help="queries against documents, as a table",
+        epilog=_examples('qwen3np similarity -q "Explain gravity" -d "It is a force." -d "Bread rises."'),
     )
-    p.add_argument("-q", "--query", action="append", required=True, help="a query (repeat for more)")
-    p.add_argument("-d", "--document", action="append", required=True, help="a document (repeat for more)")
+    p.add_argument(
+        "-q", "--query", action="append", required=True, help="a query (repeat for more; - for stdin)"
+    )
+    p.add_argument(
+        "-d", "--document", action="append", required=True, help="a document (repeat for more; - for stdin)"
+    )
+    _literal(p)
     p.add_argument("--prompt", help="prompt of the queries (default: the model's)")
     p.add_argument("--dim", type=int, help="keep this many leading channels (32 to hidden_size)")
     p.set_defaults(run=similarity)
-
-    from .rerank_command import DEFAULT_MODEL as RERANKER
-    from .rerank_command import add_arguments
 
     p = commands.add_parser(
         "rerank",
         parents=[_model_options(RERANKER)],
         help="documents for a query, best first, as a table or JSON lines",
+        epilog=_examples(
+            'qwen3np rerank "Which planet is red?" "Venus is hot." "Mars is the Red Planet."',
+            'qwen3np rerank "Which planet is red?" --documents passages.jsonl --column body -k 10 --json',
+        ),
     )
     add_arguments(p)
+    _literal(p)
+    _delimiter_option(p)
     p.set_defaults(run=rerank)
 
     p = commands.add_parser(
@@ -327,10 +295,9 @@ def _parser() -> Parser:
         parents=[_model_options(DEFAULT_MODEL, "--precision")],
         help="compare the model with the reading copy or transformers, and with the published scores",
         description="Exit code 0: everything compared held. 1: something fell short. 2: it could not run.",
+        epilog=_examples("qwen3np verify Qwen/Qwen3-Embedding-0.6B --json report.json"),
     )
-    p.add_argument(
-        "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="Hub id or folder, as --model"
-    )
+    _model_argument(p)
     p.add_argument(
         "--against",
         default="numpy",
@@ -346,15 +313,21 @@ def _parser() -> Parser:
     p.set_defaults(run=verify)
 
     p = commands.add_parser(
-        "info", parents=[_model_options(None)], help="this machine; with --model, also the model"
+        "info",
+        parents=[_model_options(None)],
+        help="this machine; with MODEL, also the model",
+        epilog=_examples("qwen3np info Qwen/Qwen3-Embedding-0.6B"),
     )
+    _model_argument(p)
     p.set_defaults(run=info)
 
-    p = commands.add_parser("synth", help="write a generated checkpoint (random weights of true shapes)")
-    p.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
-    p.add_argument(
-        "--like", default="tiny", help="0.6B, 4B, 8B, reranker-0.6B, reranker-4B, reranker-8B or tiny"
+    p = commands.add_parser(
+        "synth",
+        help="write a generated checkpoint (random weights of true shapes)",
+        epilog=_examples("qwen3np synth tiny && qwen3np embed --model tiny 'a text'"),
     )
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
+    p.add_argument("--like", default="tiny", choices=SHAPES, help="whose shapes (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--layers", type=int, help="num_hidden_layers, if not the model's")
     p.add_argument(
@@ -362,9 +335,25 @@ def _parser() -> Parser:
     )
     p.set_defaults(run=synth)
 
-    p = commands.add_parser("demo", help="the model card's example")
+    p = commands.add_parser("demo", help="the model card's example", epilog=_examples("qwen3np demo"))
     p.set_defaults(run=demo)
     return parser
+
+
+def _examples(*lines: str) -> str:
+    return "\n  ".join(["examples:", *lines])
+
+
+def _model_argument(parser: Parser) -> None:
+    parser.add_argument(
+        "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="Hub id or folder, as --model"
+    )
+
+
+def _literal(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--literal", action="store_true", help="arguments are texts, even - and the names of files"
+    )
 
 
 def _column_options(parser: argparse._ActionsContainer) -> None:
@@ -372,21 +361,40 @@ def _column_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--id-column", help="what holds ids (default: \"id\", if there is one; '': the rows' numbers)"
     )
+    _delimiter_option(parser)
+
+
+def _delimiter_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--delimiter",
+        type=delimiter,
+        metavar="CHARACTER",
+        help='between the columns of .csv and .tsv: one character, or "tab" (default: what the header has)',
+    )
 
 
 def _model_options(default: str | None, *precision: str) -> Parser:
     """`precision`: further names of --matmul-precision."""
     options = Parser(add_help=False)
-    options.add_argument("--model", default=default, help=f"Hub id or folder (default: {default or 'none'})")
-    options.add_argument("--revision", help="revision of the Hub repository")
     options.add_argument(
-        "--backend", default="auto", help='"numba", or "numpy": the reading copy (default: %(default)s)'
+        "-m", "--model", default=default, help=f"Hub id or folder (default: {default or 'none'})"
+    )
+    options.add_argument("--revision", help="revision of the Hub repository")
+    options.add_argument("--cache-folder", metavar="FOLDER", help="the Hub cache (default: that of HF_HOME)")
+    options.add_argument("--local-files-only", action="store_true", help="take the model from the cache only")
+    options.add_argument("--token", help="for private models (default: HF_TOKEN, or the login's)")
+    options.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "numba", "numpy"),
+        help="the kernels (numba), or the reading copy (numpy) (default: %(default)s)",
     )
     options.add_argument(
         "--matmul-precision",
         *precision,
         default="high",
-        help="highest, high or medium (default: %(default)s)",
+        choices=("highest", "high", "medium"),
+        help="(default: %(default)s)",
     )
     options.add_argument("--threads", type=int, help="default: the cores this process may use")
     return options

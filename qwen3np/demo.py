@@ -19,7 +19,7 @@ from .hub import locate
 from .numba_backend import PRECISIONS, NumbaBackend
 from .published import CARD_DOCUMENTS, CARD_MODEL, CARD_QUERIES, CARD_SCORES
 from .synth import synthesize
-from .table import table
+from .table import table, terminal_columns
 
 Print = Callable[[str], object]
 
@@ -64,7 +64,7 @@ def _show_published(folder: Path, out: Print) -> None:
         for document, expected, got in zip(CARD_DOCUMENTS, card_row, row, strict=True)
     ]
     out(f"{CARD_MODEL}, backend {model.backend!r}, 4 texts in {seconds:.2f} s\n")
-    out(table(["query", "document", "model card", "here", "difference"], rows))
+    out(table(["query", "document", "model card", "here", "difference"], rows, terminal_columns()))
 
 
 def _show_generated(folder: Path, why: str, out: Print) -> None:
@@ -92,7 +92,8 @@ def _show_generated(folder: Path, why: str, out: Print) -> None:
     )
     scores = model.similarity(queries, documents)
     header = ["similarity (generated weights)", *(f"{d[:20]}..." for d in CARD_DOCUMENTS)]
-    out(table(header, [[q, *(f"{s:.4f}" for s in row)] for q, row in zip(CARD_QUERIES, scores, strict=True)]))
+    rows = [[q, *(f"{s:.4f}" for s in row)] for q, row in zip(CARD_QUERIES, scores, strict=True)]
+    out(table(header, rows, terminal_columns()))
 
     out("\nlargest difference of a unit vector's channel from the reading copy in float64:")
     ids4 = model.tokenize(CARD_QUERIES, prompt_name="query") + model.tokenize(CARD_DOCUMENTS)

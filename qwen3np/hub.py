@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 from pathlib import Path
 
 from .errors import CheckpointError
+
+logger = logging.getLogger("qwen3np")
 
 # What this package reads, and nothing else: a repository may also hold ONNX, GGUF or PyTorch copies of the
 # weights.
@@ -96,10 +100,33 @@ def locate(
     except (
         Exception
     ) as error:  # the HTTP client behind huggingface_hub, and so its errors, differs between versions
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return _from_read_only_cache(name, error, revision, cache_folder)
         detail = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
             f"{name}: the download failed ({detail}); run the same command again, it goes on where it stopped"
         ) from error
+
+
+def _from_read_only_cache(
+    name: str, error: OSError, revision: str | None, cache_folder: str | Path | None
+) -> Path:
+    """The snapshot that is there; the Hub has another, which cannot be stored."""
+    cache = cache_folder or _cache()
+    cure = "HF_HOME or cache_folder= (--cache-folder) names a cache that can be"
+    try:
+        folder = locate(name, revision=revision, cache_folder=cache_folder, local_files_only=True)
+    except CheckpointError:
+        at = f" at revision {revision!r}" if revision else ""
+        raise CheckpointError(
+            f"{name}: is not in the Hub cache{at}, and {cache} cannot be written ({error.strerror}); {cure}"
+        ) from error
+    logger.warning(
+        "%s: the Hub has other files than the Hub cache %s, which cannot be written (%s); using those of the "
+        "cache; %s",
+        name, cache, error.strerror, cure,
+    )  # fmt: skip
+    return folder
 
 
 def hub_id(folder: Path) -> str:

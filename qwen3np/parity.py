@@ -206,8 +206,8 @@ def _largest(difference: NDArray[Any], scale: NDArray[Any]) -> float:
     return float((difference / np.maximum(scale, np.finfo(np.float32).tiny)).max())
 
 
-def report(rows: Sequence[Row]) -> str:
-    """The rows as a table in forward order."""
+def report(rows: Sequence[Row], columns: int | None = None) -> str:
+    """The rows as a table in forward order, for a terminal of `columns` columns."""
     header = "stage,max abs,relative,float32's,tolerance,1 - cosine,first beyond,verdict".split(",")
     cells = [
         [
@@ -222,7 +222,7 @@ def report(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return table(header, cells)
+    return table(header, cells, columns)
 
 
 class _TorchTensors:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 logger = logging.getLogger("qwen3np")
+LONG = 10_000  # characters of text; that takes some seconds
 
 
-def progress_bar(total: int, show: bool | None, unit: str) -> Any:
+@contextmanager
+def progress_bar(total: int, show: bool | None, unit: str) -> Iterator[Any]:
     """The bar of encode and predict; with show None it is there when the logger is at INFO or below, as in
     sentence-transformers."""
     show = logger.isEnabledFor(logging.INFO) if show is None else show
-    return bar(total=total, desc=unit, disable=not show)
+    with bar(total=total, desc=unit, disable=not show) as shown, ticking(shown):
+        yield shown
 
 
 def bar(**options: Any) -> Any:
-    """A bar of tqdm, with its options."""
-    return _class()(**options)
+    """A bar of tqdm, with its options; on a terminal alone unless they say otherwise."""
+    return _class()(**{"disable": None, **options})
 
 
 @cache
@@ -36,3 +42,29 @@ def _class() -> Any:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: Bar.set_lock(threading.RLock()))
     return Bar
+
+
+@contextmanager
+def ticking(shown: Any) -> Iterator[None]:
+    """Show the bar once a second with the time that has passed: one long text may take minutes."""
+    if shown.disable:
+        yield
+        return
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(1):
+            shown.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def worth_showing(texts: Sequence[str]) -> bool:
+    """A command shows a bar on a terminal, and only of what takes a while."""
+    return sys.stderr.isatty() and sum(map(len, texts)) > LONG

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .files.rows import BadRow, read_rows
-from .table import table
+from .arguments import STDIN, stdin_lines, texts
+from .files.lines import format_of
+from .files.rows import SUFFIXES, BadRow, read_rows
+from .progress import worth_showing
+from .table import table, terminal_columns
 
 if TYPE_CHECKING:
     from .reranker import Reranker
@@ -21,16 +24,19 @@ DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY")
     parser.add_argument(
-        "texts", nargs="*", metavar="DOCUMENT", help="the documents; none and no FILE: one a line from stdin"
+        "texts",
+        nargs="*",
+        metavar="DOCUMENT",
+        help="the documents, or one file as of --documents; - or none: one a line from stdin",
     )
     parser.add_argument(
         "--documents",
         type=Path,
         metavar="FILE",
-        help=".txt (a document a line), .jsonl, .csv or .parquet, or - for stdin",
+        help=".txt (a document a line), .jsonl, .json, .csv, .tsv (each also .gz), .parquet, or - for stdin",
     )
     parser.add_argument("--column", help="what holds the documents in FILE (default: text)")
-    parser.add_argument("--top-k", type=int, metavar="N", help="the N best (default: all)")
+    parser.add_argument("-k", "--top-k", type=int, metavar="N", help="the N best (default: all)")
     parser.add_argument("--instruction", help="what makes a document a good one (default: the model card's)")
     parser.add_argument(
         "--raw-scores", action="store_true", help='logit("yes") - logit("no"), not the probability of "yes"'
@@ -38,51 +44,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object a line: corpus_id, score, text")
 
 
-def run(args: argparse.Namespace, load: Callable[[], Reranker], stdin_lines: Callable[[], list[str]]) -> None:
-    documents = _documents(args, stdin_lines)
+def run(args: argparse.Namespace, load: Callable[[], Reranker]) -> None:
+    if args.query == STDIN and not args.literal:
+        raise ValueError("the query cannot come from stdin; documents can")
+    [query] = texts([args.query], args.literal)
+    documents = _documents(args)
     ranked = load().rank(
-        args.query,
+        query,
         documents,
         top_k=args.top_k,
         return_documents=True,
         instruction=args.instruction,
         raw_scores=args.raw_scores,
+        show_progress_bar=worth_showing(documents),
     )
     if args.json:
         for entry in ranked:
             entry["score"] = float(f"{entry['score']:.9g}")
             print(json.dumps(entry, ensure_ascii=False))
     elif ranked:
-        print(_table(ranked, len(documents)))
+        rows = [[f"{entry['score']:.6g}", str(entry["corpus_id"]), entry["text"]] for entry in ranked]
+        print(table(["score", "corpus_id", "text"], rows, terminal_columns(110)))
 
 
-def _documents(args: argparse.Namespace, stdin_lines: Callable[[], list[str]]) -> list[str]:
+def _documents(args: argparse.Namespace) -> list[str]:
     """Empty lines are documents too, so that a document's number is that of its line."""
     if args.texts and args.documents is not None:
         raise ValueError(
             f"--documents {args.documents} and documents as arguments ({args.texts[0][:40]!r}): give one of "
             "them"
         )
-    if args.column is not None and args.documents in (None, Path("-")):
-        raise ValueError(f"--column {args.column}: only a file has columns; say which with --documents")
-    if args.documents in (None, Path("-")):
-        return args.texts or stdin_lines()
-    texts = []
-    for row in read_rows(args.documents, args.column, ""):
-        if isinstance(row, BadRow):
-            raise ValueError(f"{args.documents}, {row}")
-        texts.append(row.text)
-    return texts
-
-
-def _table(ranked: list[dict[str, Any]], documents: int) -> str:
-    """One line a document, whatever characters it has, as wide as the terminal."""
-    room = max(20, shutil.get_terminal_size((110, 24)).columns - len(str(documents)) - 24)
+    path = None if args.documents == Path(STDIN) else args.documents
+    if len(args.texts) == 1 and not args.literal and _is_read(Path(args.texts[0])):
+        path = Path(args.texts[0])
+    for option in ("column", "delimiter"):
+        if path is None and getattr(args, option) is not None:
+            raise ValueError(
+                f"--{option} {getattr(args, option)}: only a file has columns; say which with --documents"
+            )
+    if path is None:
+        return texts(args.texts, args.literal, folders=True) or stdin_lines(asked=args.documents is not None)
     rows = []
-    for entry in ranked:
-        start = entry["text"][: 4 * room]  # enough of it
-        text = " ".join("".join(c if c.isprintable() else " " for c in start).split())
-        cut = len(text) > room or len(start) < len(entry["text"])
-        text = text[: room - 3] + "..." if cut else text
-        rows.append([f"{entry['score']:.6g}", str(entry["corpus_id"]), text])
-    return table(["score", "corpus_id", "text"], rows)
+    for row in read_rows(path, args.column, "", args.delimiter):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{path}, {row}")
+        rows.append(row.text)
+    return rows
+
+
+def _is_read(path: Path) -> bool:
+    return format_of(path) in SUFFIXES and os.path.isfile(path)

@@ -1,24 +1,81 @@
-"""Text tables for a terminal."""
+"""Text tables for a terminal, in its columns: a Chinese character takes two, a combining one none."""
 
 from __future__ import annotations
 
+import shutil
+import unicodedata
 from collections.abc import Sequence
 
+from wcwidth import clip, ljust, rjust, width
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their longest cell: the first to the left, the others to the right if they hold
-    numbers."""
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numeric = [all(_is_number(cell) for cell in column[1:]) for column in columns]
-    lines = [
-        "  ".join(
-            cell.rjust(w) if right else cell.ljust(w)
-            for cell, w, right in zip(row, widths, numeric, strict=True)
-        )
-        for row in [header, ["-" * w for w in widths], *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+GAP = 2  # columns between two of a table's
+LEAST = 16  # columns that a text keeps, however narrow the terminal
+
+
+def terminal_columns(otherwise: int | None = None) -> int | None:
+    """How wide the terminal on stdout is, or what COLUMNS says; `otherwise` where there is neither."""
+    return shutil.get_terminal_size((otherwise or 0, 24)).columns or None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None = None) -> str:
+    """Each as wide as its longest cell: the first to the left, the others to the right if they hold numbers.
+
+    A table of more than `columns` columns has its longest texts cut; where that would not do, what is to the
+    right comes below, behind the first column once more.
+    """
+    cells = [[one_line(cell, columns) for cell in row] for row in (header, *rows)]
+    by_column = list(zip(*cells, strict=True))
+    widths = [max(map(width, column)) for column in by_column]
+    numeric = [all(map(_is_number, column[1:])) for column in by_column]
+    if columns is not None:
+        widths = _fitting(widths, [i for i, right in enumerate(numeric) if not right], columns)
+    cells.insert(1, ["-" * w for w in widths])
+    parts = []
+    for chosen in _parts(widths, columns):
+        lines = []
+        for row in cells:
+            fitted = [(rjust if numeric[i] else ljust)(cut(row[i], widths[i]), widths[i]) for i in chosen]
+            line = (" " * GAP).join(fitted).rstrip()
+            lines.append(line if columns is None else clip(line, 0, columns))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def one_line(text: str, columns: int | None = None) -> str:
+    """Without line ends and control characters, which would break the table, or steer the terminal. Of a text
+    of megabytes only what `columns` columns can show is looked at."""
+    start = text if columns is None else text[: 20 * columns]
+    shown = "".join(c if c.isprintable() else "" if unicodedata.category(c) == "Cf" else " " for c in start)
+    return " ".join(shown.split()) + ("..." if len(start) < len(text) else "")
+
+
+def cut(text: str, columns: int | None) -> str:
+    """The text, or as much of it as `columns` columns have room for."""
+    if columns is None or width(text) <= columns:
+        return text
+    return clip(text, 0, max(columns - 3, 0)).rstrip() + "..."[:columns]
+
+
+def _fitting(widths: Sequence[int], texts: Sequence[int], columns: int) -> list[int]:
+    """The widest text is cut first, and several to the same width; if all together cannot fit, so that two
+    always do."""
+    fitting = list(widths)
+    excess = sum(widths) + GAP * (len(widths) - 1) - columns
+    while excess > 0 and (wide := [i for i in texts if fitting[i] > LEAST]):
+        fitting[max(wide, key=lambda i: fitting[i])] -= 1
+        excess -= 1
+    return fitting if excess <= 0 else [min(w, (columns - GAP) // 2) for w in widths]
+
+
+def _parts(widths: Sequence[int], columns: int | None) -> list[list[int]]:
+    """Numbers of the columns that stand side by side; the first is in every part."""
+    parts = [[0]]
+    for i in range(1, len(widths)):
+        together = sum(widths[j] + GAP for j in parts[-1]) + widths[i]
+        if columns is not None and together > columns and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
 
 
 def _is_number(cell: str) -> bool:

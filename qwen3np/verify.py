@@ -26,6 +26,7 @@ from .checks import BAD, OK, Check, Subject, arithmetic, encoder_checks
 from .embedder import Embedder
 from .embedder_checks import EmbedderChecks
 from .hub import hub_id
+from .progress import bar
 from .reranker import Reranker
 from .reranker_checks import RerankerChecks
 from .synth import is_generated
@@ -62,13 +63,15 @@ class Verification:
     def held(self) -> bool:
         return not self.bad
 
-    def report(self) -> str:
-        """All rows as tables, for a terminal."""
+    def report(self, columns: int | None = None) -> str:
+        """All rows as tables, for a terminal of `columns` columns."""
         parts = ["\n".join(f"{name:10}{value}" for name, value in self.about.items())]
-        parts += ["Tokens\n" + _table(self.tokens), "Stages, in forward order\n" + parity.report(self.stages)]
-        parts += ["Properties\n" + _table(self.properties)]
+        parts += ["Tokens\n" + _table(self.tokens, columns)]
+        parts += ["Stages, in forward order\n" + parity.report(self.stages, columns)]
+        parts += ["Properties\n" + _table(self.properties, columns)]
         if self.published:
-            parts.append("Published scores\n" + _table(self.published) + "\n" + _sources(self.published))
+            scores = _table(self.published, columns)
+            parts.append(f"Published scores\n{scores}\n{_sources(self.published)}")
         return "\n\n".join([*parts, *([self.note] if self.note else []), self.summary()])
 
     def summary(self) -> str:
@@ -107,8 +110,6 @@ def verify(
     Raises ValueError for an unknown `against` and for published=True where that cannot be so: generated
     weights, or a shape without published values. ImportError without torch and transformers.
     """
-    from tqdm.auto import tqdm
-
     if against not in AGAINST:
         raise ValueError(f"against = {against!r} is not one of {', '.join(AGAINST)}")
     versions = parity.require_transformers() if against == "transformers" else f"NumPy {np.__version__}"
@@ -116,25 +117,25 @@ def verify(
     name, note = _published_model(model, subject, published)
     ids = subject.texts()
     kept: dict[str, NDArray[Any]] = {}
-    bar = tqdm(
+    shown = bar(
         total=3 * model.config.num_hidden_layers + 3 + (subject.answers is not None),
         desc="verifying",
         unit="stage",
         leave=False,
         disable=None if show_progress_bar else True,
     )
-    with bar, np.errstate(all="ignore"):  # NaN and infinity are what the report is for, not warnings
+    with shown, np.errstate(all="ignore"):  # NaN and infinity are what the report is for, not warnings
 
         def got() -> Iterator[parity.Stage]:
             for stage, x in subject.stages(ids):
                 if stage == "pooled":
                     kept[stage] = x
                 yield stage, x
-                bar.update()
+                shown.update()
 
         truth, float32 = _sources_of_stages(model, against, ids, subject.answers)
         stages = parity.compare(truth, got(), STAGE_TOLERANCE[arithmetic(model.backend)], float32)
-        bar.set_description("properties")
+        shown.set_description("properties")
         properties = [*encoder_checks(model.backend, ids, kept["pooled"]), *subject.property_checks(ids)]
     return Verification(
         about=_about(model, against, versions, ids),
@@ -199,7 +200,7 @@ def _about(model: Embedder | Reranker, against: str, versions: str, ids: list[li
     }
 
 
-def _table(checks: Sequence[Check]) -> str:
+def _table(checks: Sequence[Check], columns: int | None) -> str:
     sources = list(dict.fromkeys(c.source for c in checks if c.source))
     header = ["check", "expected", "got", "difference", "tolerance", "verdict"]
     rows = [
@@ -212,7 +213,7 @@ def _table(checks: Sequence[Check]) -> str:
         ]
         for c in checks
     ]
-    return table(header, rows)
+    return table(header, rows, columns)
 
 
 def _sources(checks: Sequence[Check]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from wcwidth import width
 
-from qwen3np import Embedder, __version__, demo
+from qwen3np import Embedder, __version__, cli, demo
+from qwen3np.backends import BACKENDS
 from qwen3np.cli import main
 from qwen3np.hub import locate
+from qwen3np.numba_backend import PRECISIONS
 from qwen3np.published import CARD_MODEL
+from qwen3np.synth import LIKE
 
 TEXTS = ["The capital of China is Beijing.", "中国\u2028首都", ""]
 
@@ -147,25 +152,38 @@ def test_the_demo_does_not_take_an_interrupted_download_for_the_model(tiny, tmp_
 @pytest.mark.parametrize(
     "args, stdin, reason",
     [
-        ([], b"", "arguments are required: COMMAND"),
         (["embedd"], b"", "invalid choice: 'embedd'"),
         (["embed", "--dimension", "5", "x"], b"", "unrecognized arguments: --dimension"),
         (["embed", "--dim", "many", "x"], b"", "invalid int value: 'many'"),
         (["embed", "--dim", "7", "--model", "TINY", "x"], b"", "truncate_dim = 7 must be between 32 and 96"),
         (["embed", "--dim", "97", "--model", "TINY", "x"], b"", "truncate_dim = 97 must be between"),
-        (["embed", "--backend", "cuda", "--model", "TINY", "x"], b"", "backend = 'cuda' is not one of"),
+        (["embed", "--backend", "cuda", "--model", "TINY", "x"], b"", "--backend: invalid choice: 'cuda'"),
         (["embed", "--model", "./missing", "x"], b"", "missing: no such folder"),
         (["embed", "--model", "two words", "x"], b"", "neither a folder nor a valid Hub id"),
         (["embed", "--model", ".", "x"], b"", "holds no config.json"),
         (["embed", "--model", "TINY", "\udcff"], b"", "text 0 is not valid Unicode"),
         (["embed", "--model", "TINY", "--prompt", "\udcff", "x"], b"", "the prompt is not valid Unicode"),
         (["embed", "--model", "TINY"], b"", "no text given"),
+        (["embed", "--model", "TINY", "-"], b"", "no text given"),
+        (["embed", "--model", "TINY"], b"\xef\xbb\xbf", "no text given"),
+        (["embed", "--model", "TINY", "--input", "-"], b"", "no text given"),
+        (["embed", "--model", "TINY", "-", "-"], b"a\n", "- is stdin, which can be read once"),
+        (["embed", "--model", "TINY", "-", "--column", "a"], b"a\n", "--column is for an input file"),
+        (["embed", "--model", "TINY"], "a".encode("utf-16"), "stdin: is UTF-16LE, expected UTF-8"),
+        (["embed", "--model", "TINY"], "text\n".encode("utf-16-be"), "stdin: is UTF-16BE, expected UTF-8"),
+        (["embed", "--model", "TINY"], b"a\n" + b"b" * (17 << 20), "stdin, line 2: is longer than 16 MiB"),
+        (["embed", "--model", "TINY", "mis\nsing.txt"], b"", "mis\\nsing.txt: there is no such file"),
+        (["embed", "--model", "TINY", "x", "--a\nb\x1b"], b"", "unrecognized arguments: --a\\nb\\x1b"),
+        (["similarity", "--model", "TINY", "-q", "-", "-d", "-"], b"a\n", "- is stdin, which can be read"),
+        (["similarity", "--model", "TINY", "-q", "q", "-d", "d.txt"], b"", "d.txt: there is no such file"),
+        (["similarity", "--model", "TINY", "-q", __file__, "-d", "x"], b"", "is the name of a file"),
+        (["similarity", "--model", "TINY", "-q", "x", "-d", os.curdir + "/"], b"", "name of a folder"),
         (["embed", "--model", "TINY"], b"good\nb\xffd\n", "stdin, line 2: is not UTF-8"),
         (["embed", "--model", "TINY", "--output", "vectors.txt", "x"], b"", "the name must end in .npy"),
         (["embed", "--model", "TINY", "--output", "missing/v.npy", "x"], b"", "there is no folder missing"),
         (["similarity", "--model", "TINY", "-q", "x"], b"", "arguments are required: -d/--document"),
         (["info", "--model", "./missing"], b"", "missing: no such folder"),
-        (["synth", "new", "--like", "7B"], b"", "'7B' is not one of"),
+        (["synth", "new", "--like", "7B"], b"", "argument --like: invalid choice: '7B'"),
         (["synth", "new", "--layers", "0"], b"", "layers = 0"),
         (["synth", "."], b"", "give the name of a new folder"),
     ],
@@ -178,6 +196,165 @@ def test_an_error_is_one_line_and_exit_code_2(run, tiny, tmp_path, monkeypatch, 
     assert err.startswith("qwen3np") and ": error: " in err and reason in err
     assert err.count("\n") == 1 and err.endswith("\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_bare_it_shows_its_help(run):
+    code, out, err = run()
+    assert (code, out) == (2, "") and "usage: qwen3np" in err and "similarity" in err
+
+
+COMMANDS = ["embed", "search", "similarity", "rerank", "verify", "info", "synth", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "") and f"examples:\n  qwen3np {command}" in out
+
+
+def test_choices_are_all_that_there_is():
+    """Written out where loading what knows them would take a second."""
+    assert set(cli.SHAPES) == set(LIKE)
+    parser = cli._parser()
+    for backend in ("auto", *BACKENDS):
+        for precision in PRECISIONS:
+            parser.parse_args(["embed", "--backend", backend, "--matmul-precision", precision])
+
+
+def test_stdin_stands_where_its_dash_does(run, tiny):
+    """A byte order mark is no text, and --literal takes a dash for one."""
+    code, out, _ = run("embed", "-m", tiny, "a", "-", "--text", "-", stdin="\ufeffb\r\nc".encode())
+    assert code == 0
+    assert [json.loads(line)["text"] for line in out.split("\n") if line] == ["a", "b", "c", "-"]
+    code, out, _ = run("similarity", "-m", tiny, "-q", "x", "-d", "-", stdin=b"one\ntwo\n")
+    assert code == 0 and "[1] one\n[2] two\n" in out
+    code, out, _ = run("similarity", "-m", tiny, "-q", "-", "-d", __file__, "--literal")
+    assert code == 0 and f"[1] {__file__}" in out and "\n-  " in out
+
+
+def test_how_a_model_is_found_goes_through(run, tiny, tmp_path):
+    """--cache-folder and --local-files-only, for a Hub id and for every command."""
+    repository = tmp_path / "models--some--model"
+    shutil.copytree(tiny, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    options = ["--cache-folder", tmp_path, "--local-files-only", "--token", "hf_x"]
+    assert run("embed", "a", "-m", "some/model", *options) == run("embed", "a", "-m", tiny)
+    code, out, _ = run("info", "some/model", *options)
+    assert code == 0 and "652,384 in 46 tensors" in out
+    assert run("info", "other/model", *options)[0] == 2
+
+
+# Shell, exit code, what is on stdout, what is on stderr.
+STREAMS = [
+    ("embed a >&-", 2, "", "error: stdout is closed"),
+    ("embed a 2>&-", 0, '"text": "a"', ""),
+    ("embed a >/dev/full", 2, "", "error: stdout: No space left on device"),
+    ("embed - <many >/dev/full", 2, "", "error: stdout: No space left on device"),
+    ("embed a b -o out.npy >&- 2>&- <&-", 0, "", ""),
+    ("embed two.txt -o out.npy >&- 2>/dev/full", 0, "", ""),
+    ("embed bad.txt 2>&-", 2, "", ""),
+    ("embed bad.txt 2>/dev/full", 2, "", ""),
+    ("--help >/dev/full", 2, "", "error: stdout: No space left on device"),
+    ("embed a <&-", 0, '"text": "a"', ""),
+    ("embed - <&-", 2, "", "error: no text given"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("shell, code, out, err", STREAMS)
+def test_streams_that_are_closed_or_full(tiny, tmp_path, shell, code, out, err):
+    """An exit code and a line; what can be delivered is. A closed number is given to no other file."""
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    (tmp_path / "many").write_text("a\n" * 200)
+    model = "" if "--help" in shell else f'-m "{tiny}"'
+    command, _, rest = shell.partition(" ")
+    done = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m qwen3np {command} {model} {rest}'],
+        cwd=tmp_path, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert out in done.stdout and (out or not done.stdout)
+    assert err in done.stderr and done.stderr.count("\n") == bool(err)
+    if "out.npy" in shell:
+        assert np.load(tmp_path / "out.npy").shape == (2, 96)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-16"])
+def test_output_is_utf_8_whatever_the_locale(tiny, tmp_path, encoding):
+    """JSON lines, tables and messages."""
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    (tmp_path / "中.txt").write_text("中国\n")
+    for args, expected in (
+        (["embed", "中国"], '"text": "中国"'),
+        (["similarity", "-q", "中国", "-d", "首都"], "中国"),
+        (["embed", "中.txt", "-o", "中.npy"], "中.npy: 1 x 96 float32"),
+    ):
+        command = [sys.executable, "-m", "qwen3np", *args, "--model", str(tiny)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+        assert done.returncode == 0 and expected in (done.stdout + done.stderr).decode()
+
+
+def test_a_lone_surrogate_of_a_file_is_escaped(run, tiny, tmp_path):
+    """As JSON escapes it: what search finds in files of others is printed too."""
+    vector = json.dumps([1.0] * 96)
+    (tmp_path / "c.jsonl").write_text(f'{{"id": "\\udc00", "text": "a\\ud800", "embedding": {vector}}}\n')
+    code, out, _ = run("search", tmp_path / "c.jsonl", "q", "-m", tiny, "--json")
+    [hit] = json.loads(out)["results"]
+    assert code == 0 and (hit["id"], hit["text"]) == ("\udc00", "a\ud800")
+    assert run("search", tmp_path / "c.jsonl", "q", "-m", tiny)[0] == 0
+
+
+def test_a_newline_in_a_name_breaks_no_message(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a\nb.txt").write_text("x\n")
+    code, out, err = run("embed", "-m", tiny, "a\nb.txt", "-o", "c\nd.npy")
+    assert (code, out) == (0, "") and "c\\nd.npy: 1 x 96" in err and err.count("\n") == 1
+    code, _, err = run("embed", "-m", tiny, "a\nb.txt", "-o", "c\nd.npy")
+    assert code == 2 and "c\\nd.npy: exists" in err and err.count("\n") == 1
+
+
+def on_terminal(command: list[object], cwd: Path, typed: bytes = b"") -> tuple[int, str]:
+    """Exit code, and what a terminal of 60 columns shows."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    command = [sys.executable, "-m", "qwen3np", *map(str, command)]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    os.write(ours, typed)
+    shown = b""
+    try:
+        while data := os.read(ours, 1 << 16):
+            shown += data
+    except OSError:  # all of it was read
+        pass
+    os.close(ours)
+    return process.wait(60), shown.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pty")
+def test_on_a_terminal(tiny, tiny_reranker, tmp_path):
+    """Progress where it takes a while, a word of what it waits for, and tables as wide as it is."""
+    (tmp_path / "d.txt").write_text("".join(f"{i} 中国首都的文本" * 40 + "\n" for i in range(60)))
+    code, shown = on_terminal(["rerank", "-m", tiny_reranker, "q", "d.txt"], tmp_path)
+    assert code == 0 and "pairs:   0%" in shown and "60/60" in shown
+    table = shown.split("text\r\n")[1].splitlines()
+    assert len(table) == 61 and all(width(line) in (59, 60) for line in table[1:])
+    code, shown = on_terminal(["embed", "-m", tiny, "-"], tmp_path, b"abc\n\x04")
+    assert code == 0 and "Ctrl-D after the last" in shown and '{"text": "abc"' in shown
+    assert "no text given" in on_terminal(["embed", "-m", tiny], tmp_path)[1]
+    assert "0%" not in on_terminal(["embed", "-m", tiny, "short"], tmp_path)[1]
 
 
 def test_a_damaged_model_with_many_problems_is_one_line_too(run, tiny_copy):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from qwen3np.cli import main
-from qwen3np.files import rows
+from qwen3np.files import lines, rows
 from qwen3np.files.rows import BadRow, Row, read_rows
 
 TEXTS = [
@@ -130,11 +132,33 @@ def test_ids_keep_their_type_where_they_can(embed, ids, parquet, tmp_path):
         ("in.csv", b"a,b\n1,x\n", {"column": "b", "id_column": "a"}, [("1", "x")]),
         ("in.csv", b"a,b\n1,x\n", {}, None),
         ("IN.CSV", b"text\nx", {}, [(0, "x")]),
+        ("in.tsv", b'id\ttext\r\n1\ta, b; c\r\n2\t"x\ty"\r\n', {}, [("1", "a, b; c"), ("2", "x\ty")]),
+        ("in.tsv", b"text\na, b; c\n", {}, [(0, "a, b; c")]),
+        ("in.tsv", b"id\ttext, long\n1\tx\n", {}, [("1", "x")]),
+        ("in.csv", b"id;text\n1;a, b\n", {}, [("1", "a, b")]),
+        ("in.csv", b"id|text\n1|a, b\n", {}, [("1", "a, b")]),
+        ("in.csv", b"id\ttext\n1\ta, b\n", {}, [("1", "a, b")]),
+        ("in.csv", b'"id";"text, long"\n1;a, b\n', {}, [("1", "a, b")]),
+        ("in.csv", b'id,"text; or\n|none"\n1,a\n', {}, [("1", "a")]),
+        ("in.csv", b'\xef\xbb\xbfsep=;\r\nid;text\r\n1;"a,\r\nb"\r\n', {}, [("1", "a,\r\nb")]),
+        ("in.csv", b'"sep=\t"\n\nid\ttext,a;b\n1\tx\n', {}, [("1", "x")]),
+        ("in.csv", b"id;text,a\n1;x\n", {"delimiter": ";"}, [("1", "x")]),
+        ("in.csv", b"sep=,\nid;text,a\n1;x\n", {"delimiter": ";"}, [("1", "x")]),
+        ("in.csv", b"id:text\n1:x\n", {"delimiter": ":"}, [("1", "x")]),
+        ("in.csv", b"text\n\nb\n,\n", {}, [(0, "b"), (1, BadRow)]),
+        ("in.json", b'\xef\xbb\xbf["a", {"text": 1}, 2]\n', {}, [(0, "a"), (1, BadRow), (2, BadRow)]),
+        ("in.json", b'[{"a": "x", "id": 7}, {"a": "\\ud800", "id": 8}]', {}, [(7, "x"), (1, BadRow)]),
+        ("in.json", b"[]", {}, []),
     ],
 )
-def test_what_is_a_row(name, content, options, expected, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    read = read_rows(tmp_path / name, **options)
+@pytest.mark.parametrize("packed", [False, True], ids=["", "gz"])
+def test_what_is_a_row(name, content, options, expected, packed, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    if packed:
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(gzip.compress(content))
+    read = read_rows(path, **options)
     if expected is None:
         with pytest.raises(ValueError, match="say with --column which holds the texts; there are"):
             list(read)
@@ -167,7 +191,7 @@ BAD_ROWS = [
 @pytest.mark.parametrize("name, content, line, reason", BAD_ROWS)
 def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reason):
     """By default they are found before anything is computed; or they are left out and listed."""
-    monkeypatch.setattr(rows, "LONGEST_LINE", 80)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 80)
     path = tmp_path / name
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -194,6 +218,7 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
     "name, content, options, reason",
     [
         ("in.txt", b"", [], "in.txt: is empty"),
+        ("in.txt", b"\xef\xbb\xbf", [], "in.txt: is empty"),
         ("in.csv", b"text\n", [], "in.csv: is empty"),
         ("in.jsonl", b"\n \n", [], "in.jsonl: is empty"),
         ("in.jsonl", b"1\n2\n", ["--on-error", "skip"], "no row is good"),
@@ -203,6 +228,21 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.csv", b"a,a\n1,2\n", ["--column", "a"], "two columns have the same name: 'a', 'a'"),
         ("in.csv", b'text\ngood\n"open\nx\n', ["--on-error", "skip"], "line 3: is not CSV (unexpected end"),
         ("in.txt", b"a\n", ["--column", "text"], "a .txt file has no columns"),
+        ("in.jsonl", b'"a"\n', ["--delimiter", ";"], "only .csv and .tsv files have a delimiter"),
+        ("in.csv", b"a\n", ["--delimiter", ";;"], "invalid delimiter value: ';;'"),
+        ("in.csv", b"a;b,c\n1;2,3\n", [], "its header has ',' and ';': say with --delimiter which"),
+        ("in.tsv", b"a|b,c\n1|2,3\n", ["--on-error", "skip"], "its header has ',' and '|': say with"),
+        ("in.csv", b"x" * 200 + b"\n1\n", [], "line 1: is not CSV (a line is longer than 0 MiB)"),
+        ("in.json", b'"a"\n"b"\n', [], "); if it holds a value a line, its name must end in .jsonl"),
+        ("in.json", b'{"text": ["a"]}', [], "is an object, expected an array of strings or objects"),
+        ("in.json", b"[" + b'"a", ' * 50 + b'"b"]', [], "is longer than 0 MiB, and an array is read whole"),
+        ("in.json", b"\xff", ["--on-error", "skip"], "is not UTF-8"),
+        ("in.txt.gz", b"a\n", [], "in.txt.gz: is no whole gzip file (Not a gzipped file"),
+        ("in.txt.gz", gzip.compress(b"a\n" * 99)[:-9], [], "in.txt.gz: is no whole gzip file"),
+        ("in.csv.gz", gzip.compress(b"a\n" * 99)[:12] + b"x" * 40, [], "in.csv.gz: is no whole gzip file"),
+        ("in.txt", gzip.compress(b"a\n"), ["--on-error", "skip"], "is gzip, expected UTF-8 text; unpack it"),
+        ("in.csv", b"PK\x03\x04" + b"x" * 40, [], "a zip archive or an Excel workbook, expected"),
+        ("in.parquet.gz", b"x", [], "the name must end in .txt, .jsonl"),
         ("in.txt", b"a\n", ["--dim", "7"], "truncate_dim = 7 must be between 32 and 96"),
         ("in.parquet", b"PAR1 is not all", [], "arquet"),
         ("in.txt", b"a\n", ["--output", "in.txt"], "the name must end in .npy, .jsonl, .parquet or"),
@@ -212,10 +252,14 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.txt", b"a\n", ["--query", "--prompt", "x"], "not allowed with argument"),
         ("in.txt", b"a\n", ["another text"], "in.txt is taken for a file, which must be the only input"),
         ("in.txt", b"a\n", ["--text", "b"], "in.txt is taken for a file, which must be the only input"),
+        ("in.txt", b"a\n", ["-"], "in.txt is taken for a file, which must be the only input"),
+        ("in.txt", b"a\n", ["--prompt", "in.txt"], "--prompt in.txt: is the name of a file; its content:"),
         ("other.md", b"a\n", [], "in.txt: there is no such file; if it is a text: --text 'in.txt'"),
     ],
 )  # fmt: skip
-def test_what_is_refused(embed, tmp_path, name, content, options, reason):
+def test_what_is_refused(embed, tmp_path, monkeypatch, name, content, options, reason):
+    monkeypatch.setattr(lines, "LONGEST_LINE", 150)
+    monkeypatch.setattr(rows, "LARGEST_JSON", 150)
     (tmp_path / name).write_bytes(content)
     source = "in.txt" if name == "other.md" else name
     output = [] if "--output" in options else ["--output", "out.npy"]
@@ -228,6 +272,7 @@ def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_pa
     """A text that ends like a file's name is an error where there is no such file, and --text says what it
     is. Any name can be given with --input."""
     assert embed("read notes.txt")[0] == 2
+    assert "there is no such file" in embed("x" * 5000 + ".txt")[2]
     write_input(tmp_path / "read notes.txt", TEXTS)
     assert embed("read notes.txt")[0] == 2, "a file needs --output"
     code, out, _ = embed("--text", "read notes.txt")
@@ -239,6 +284,66 @@ def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_pa
     (tmp_path / "d.txt").mkdir()
     code, _, err = embed("d.txt", "--output", "o.npy")
     assert code == 2 and "d.txt: is no regular file" in err
+
+
+NAMES = ["notes.md", "d/page.html", "plain", os.devnull, "d", "./d/", "d/*.md", "d/no.pdf", "no.json.gz"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_of_a_file_is_no_text(embed, tmp_path, name):
+    """Neither of one that is not read, nor of a folder, nor what looks like one that is not there; --text is
+    the cure."""
+    (tmp_path / "d").mkdir()
+    for made in ("notes.md", "d/page.html", "plain"):
+        (tmp_path / made).write_text("a\n")
+    for options in ([], ["--output", "out.npy"], ["a text"]):
+        code, out, err = embed(name, *options)
+        assert (code, out, err.count("\n")) == (2, "", 1) and name in err and "--text" in err
+    code, out, _ = embed("--text", name)
+    assert code == 0 and json.loads(out)["text"] == name
+    assert embed("d/notes", "see page.html", "http://a.b/c")[0] == 0  # no names
+
+
+@pytest.mark.parametrize("kind", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["in.txt", "in.csv", "in.tsv", "in.jsonl", "in.json", "in.txt.gz"])
+def test_utf_16_is_named(tmp_path, name, kind):
+    """With or without a byte order mark, also where its bytes happen to be UTF-8."""
+    for text in ("text\nvalue\n", "\n\nтекст и текст\n", '["naïve — text", "b"]\n'):
+        if name.endswith(".json") != text.startswith("["):
+            continue
+        data = text.encode(kind)
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        with pytest.raises(ValueError, match=r"is UTF-(16|32).E, expected UTF-8 text; convert it: iconv -f"):
+            list(read_rows(tmp_path / name))
+
+
+def test_empty_texts_are_counted(embed, tmp_path):
+    """Over all runs it took, and bad rows are not among them."""
+    (tmp_path / "in.csv").write_bytes(b"id,text\n1,\n2,a\n3,\n4\n5, \n")
+    code, _, err = embed("in.csv", "--output", "out.npy", "--on-error", "skip")
+    assert code == 0 and "2 empty texts" in err and "1 bad rows" in err
+    (tmp_path / "in.txt").write_bytes(b"a\n")
+    assert "empty" not in embed("in.txt", "--output", "o.npy")[2]
+
+
+def test_the_delimiter_goes_with_the_run(embed, tmp_path):
+    """search reads the input by it again, and it is part of what a run is."""
+    (tmp_path / "in.csv").write_bytes(b"id;text,a\n1;first, text\n2;second\n")
+    assert embed("in.csv", "--delimiter", ";", "--output", "out.safetensors")[0] == 0
+    code, out, err = embed("out.safetensors", "x", "--json", command="search")
+    assert (code, err) == (0, "")
+    assert {r["text"] for r in json.loads(out)["results"]} == {"first, text", "second"}
+
+
+VIEW = getattr(pa, "string_view", pa.string)()  # since pyarrow 16
+
+
+@pytest.mark.parametrize("kind", [VIEW, pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_strings_of_other_libraries(tmp_path, kind):
+    """polars writes string_view, and categories."""
+    columns = {"id": pa.array(["k", "l"], kind), "text": pa.array(["中", ""], kind)}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    assert list(read_rows(tmp_path / "p.parquet")) == [Row(0, "k", "中"), Row(1, "l", "")]
 
 
 def test_without_pyarrow_it_says_what_to_install(embed, tmp_path, monkeypatch):

@@ -119,6 +119,24 @@ def test_what_the_hub_answers_becomes_one_message(monkeypatch, error, reason):
     assert NAME in message and reason in message
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only")])
+def test_a_cache_that_cannot_be_written_is_used_as_it_is(cache, monkeypatch, caplog, error):
+    """Where the Hub has a newer commit, a download fails in the cache's folder."""
+    download = huggingface_hub.snapshot_download
+
+    def newer(*args, local_files_only, **options):
+        if not local_files_only:
+            raise error
+        return download(*args, local_files_only=True, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", newer)
+    assert locate(NAME, cache_folder=cache).name == COMMIT
+    assert str(cache) in caplog.text and error.strerror in caplog.text and "HF_HOME" in caplog.text
+    message = refusal(NAME, cache_folder=cache, revision="v2")
+    for part in ("'v2'", str(cache), "cannot be written", error.strerror, "cache_folder="):
+        assert part in message
+
+
 def test_only_the_files_that_are_read_are_downloaded(monkeypatch, tmp_path):
     """A repository may hold the same weights several times; one copy of 1.2 GB is enough."""
     asked = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import wcwidth
 
 ROOT = Path(__file__).parent.parent
 HEAVY = set("torch transformers numba llvmlite numpy tokenizers safetensors huggingface_hub".split())
@@ -59,7 +60,8 @@ def test_the_wheel_works_away_from_the_repository(tmp_path):
     subprocess.run([*pip, "--python", executable, "install", "--no-deps", "--no-index", wheel], check=True)
     [site_packages] = (tmp_path / "venv").rglob("site-packages")
     # The dependencies are this environment's; its .pth files, an editable install's among them, are not read.
-    (site_packages / "dependencies.pth").write_text(str(Path(numpy.__file__).parents[1]))
+    folders = {str(Path(module.__file__).parents[1]) for module in (numpy, wcwidth)}
+    (site_packages / "dependencies.pth").write_text("\n".join(folders))
 
     files = {str(p.relative_to(site_packages)).replace(os.sep, "/") for p in site_packages.rglob("*.*")}
     assert {"qwen3np/py.typed", "qwen3np/data/tokenizer.json", "qwen3np/kernels/__init__.py"} <= files

@@ -47,12 +47,17 @@ def test_every_source_gives_what_rank_gives(run, model, tmp_path):
     expected = model.rank(QUERY, DOCUMENTS, return_documents=True)
     lines = "\n".join(DOCUMENTS).encode() + b"\n"
     (tmp_path / "d.txt").write_bytes(lines)
+    (tmp_path / "d.tsv").write_text("n\tbody\n" + "".join(f"1\t{d}\n" for d in DOCUMENTS), newline="")
     (tmp_path / "d.jsonl").write_text("".join(json.dumps({"id": "x", "body": d}) + "\n" for d in DOCUMENTS))
     for args, stdin in (
         (DOCUMENTS, b""),
         ([], lines),
         (["--documents", "-"], lines.replace(b"\n", b"\r\n")),
         (["--documents", tmp_path / "d.txt"], b"not read"),
+        ([tmp_path / "d.txt"], b"not read"),
+        (["-"], b"\xef\xbb\xbf" + lines),
+        ([DOCUMENTS[0], "-"], lines.partition(b"\n")[2]),
+        ([tmp_path / "d.tsv", "--column", "body"], b""),
         (["--documents", tmp_path / "d.jsonl", "--column", "body"], b""),
     ):
         code, out, err = run(QUERY, *args, "--json", stdin=stdin)
@@ -93,7 +98,8 @@ def test_the_table_has_a_line_a_document(run, model, monkeypatch):
         score, number, *_ = line.split()
         assert (float(score), int(number)) == (pytest.approx(entry["score"], rel=1e-5), entry["corpus_id"])
         assert len(line) <= 80 and line.isprintable()
-    assert "火星 红色的行星 😀" in out and "a b" in out and "[31mred next line" in out and "word wo..." in out
+    for part in ("火星 红色的行星 😀", "a b", "[31mred next line", "word wor...\n"):
+        assert part in out
 
 
 def test_no_documents_are_no_results(run, tmp_path):
@@ -106,6 +112,14 @@ def test_no_documents_are_no_results(run, tmp_path):
     code, out, err = run("", "", "")
     assert code == 0 and len(out.splitlines()) == 4  # an empty query and two empty documents
     assert run(QUERY, "--documents", "-", stdin=b"\n")[0] == 0
+
+
+def test_literal_arguments_are_texts(run, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("a\n")
+    code, out, err = run("notes.txt", "notes.txt", "-", "d.csv", "--literal", "--json")
+    assert (code, err) == (0, "")
+    assert {r["text"] for r in results(out)} == {"notes.txt", "-", "d.csv"}
 
 
 def test_a_long_document_is_cut_and_reported(run, tmp_path, caplog):
@@ -138,6 +152,15 @@ def test_info_says_that_it_is_a_reranker(run):
         (["q", "--documents", "notes.md"], b"", "the name must end in .txt, .jsonl"),
         (["q", "d", "--documents", "bad.txt"], b"", "--documents bad.txt and documents as arguments ('d')"),
         (["q", "--column", "text"], b"d\n", "--column text: only a file has columns"),
+        (["q", "d", "--delimiter", ";"], b"", "--delimiter ;: only a file has columns"),
+        (["q", "d", "bad.txt"], b"", "bad.txt: is the name of a file; its content as a text"),
+        (["q", "notes.md"], b"", "notes.md: is the name of a file; its content as a text"),
+        (["q", "missing.jsonl"], b"", "missing.jsonl: there is no such file; if it is a text: --literal"),
+        (["q", "d", "."], b"", ".: is the name of a folder; name a file in it"),
+        (["notes.md", "d"], b"", "notes.md: is the name of a file; its content as a text"),
+        (["-", "d"], b"d\n", "the query cannot come from stdin"),
+        (["q", "d", "--instruction", "notes.md"], b"", "--instruction notes.md: is the name of a file"),
+        (["q", "-"], "text".encode("utf-16"), "stdin: is UTF-16LE, expected UTF-8"),
         (["q", "d", "--top-k", "0"], b"", "top_k must be a positive integer, found 0"),
         (["q", "d", "--top-k", "many"], b"", "invalid int value: 'many'"),
         (["\udcff", "d"], b"", "the query of pair 0 is not valid Unicode"),

@@ -366,7 +366,7 @@ def test_a_nan_is_null_in_json(run, tiny, tmp_path, monkeypatch):
         (["TINY", "--json", "missing/v.json"], "--json missing/v.json: cannot be written"),
         (["TINY", "--json", "."], "--json .: is a folder"),
         (["TINY", "--published"], "no values are published for a model of this shape (hidden_size 96"),
-        (["TINY", "--precision", "low"], "matmul_precision = 'low' is not one of"),
+        (["TINY", "--precision", "low"], "invalid choice: 'low'"),
         (["TINY", "--against", "transformers"], 'pip install "qwen3np[hf]"'),
     ],
 )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import sys
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import looks_like_file, names_file, refusal, texts
+from ..progress import bar, ticking
 from ..search import semantic_search
-from ..table import table
+from ..streams import escaped, say
+from ..table import table, terminal_columns
 from . import saved
+from .lines import format_of
 from .rows import SUFFIXES
 from .run import Job, Report, bad_rows_message, embed_file, errors_file
 from .work import Sums, WorkFolder
@@ -24,19 +28,22 @@ if TYPE_CHECKING:
 def input_file(args: argparse.Namespace) -> Path | None:
     """The file that is to be embedded, or None if texts are.
 
-    An argument that ends in .txt, .jsonl, .csv or .parquet is a file's name, whether there is such a file or
-    not: what a command means does not depend on what lies around.
+    An argument that ends in .txt, .jsonl and so on is a file's name, whether there is such a file or not; of
+    other files the name is refused.
     """
-    named = [text for text in args.texts if Path(text).suffix.lower() in SUFFIXES]
+    named = [text for text in args.texts if looks_like_file(text) or names_file(text)]
     if args.input is None and not named:
         return None
     given = [*([args.input] if args.input else []), *args.texts, *args.text]
     if len(given) > 1:
         name = args.input or named[0]
-        raise ValueError(f"{name} is taken for a file, which must be the only input; --text is never a file")
+        raise ValueError(
+            f"{name} is taken for a file, which must be the only input; embed one after the other, or join "
+            "them: cat A B | qwen3np embed -; --text is never a file"
+        )
     source = Path(given[0])
-    if args.input is None and not source.exists():
-        raise ValueError(f"{source}: there is no such file; if it is a text: --text {str(source)!r}")
+    if args.input is None and (not os.path.exists(source) or format_of(source) not in SUFFIXES):
+        raise refusal(given[0], f"--text {given[0]!r}")
     if args.output is None:
         raise ValueError(f"{source}: say with --output where the vectors are to go")
     return source
@@ -48,7 +55,8 @@ def prompt_of(model: Embedder, args: argparse.Namespace) -> str:
 
 
 def embed(args: argparse.Namespace, source: Path, load: Callable[[], Embedder]) -> None:
-    job = Job(source, args.output, args.column, args.id_column, args.on_error, args.resume, args.overwrite)
+    names = ("column", "id_column", "on_error", "resume", "overwrite", "delimiter")
+    job = Job(source, args.output, **{name: getattr(args, name) for name in names})
     bar = _Bar(source.name)
     try:
         report = embed_file(
@@ -64,14 +72,14 @@ def embed(args: argparse.Namespace, source: Path, load: Callable[[], Embedder]) 
         if bar.begun and not isinstance(error, ValueError):
             work = WorkFolder(args.output)
             done = work.sums(work.count()).rows
-            print(
+            say(
                 f"qwen3np: {done:,} of {bar.rows:,} rows are done and kept in {work.path}: "
-                "go on with the same command and --resume",
-                file=sys.stderr,
+                "go on with the same command and --resume"
             )
         raise
     bar.close()
-    print(_summary(job, report), file=sys.stderr)
+    for line in _summary(job, report):
+        say(line)
 
 
 def model_name(model: str) -> str:
@@ -79,7 +87,7 @@ def model_name(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def _summary(job: Job, report: Report) -> str:
+def _summary(job: Job, report: Report) -> list[str]:
     sums = report.sums
     lines = [f"{job.output}: {sums.texts:,} x {report.dim} float32, {sums.tokens:,} tokens"]
     if report.resumed:
@@ -87,20 +95,23 @@ def _summary(job: Job, report: Report) -> str:
     if sums.cut:
         limit = f"{report.max_seq_length:,} tokens"
         lines.append(f"{sums.cut:,} texts were cut to {limit}; the longest had {sums.longest:,}")
+    if sums.empty:
+        lines.append(f"{sums.empty:,} empty texts, which have one and the same vector")
     if sums.rows > sums.texts:
         bad = sums.rows - sums.texts
         lines.append(
             f"{bad:,} bad rows were left out ({errors_file(job.output)}): "
             + bad_rows_message(job.source, bad, report.first_bad_rows)
         )
-    return "\n".join(lines)
+    return lines
 
 
 class _Bar:
     """Rows, time left and tokens a second of this run, on a terminal."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._name = escaped(name)
+        self._stack = ExitStack()
         self._bar: Any = None
         self._tokens = 0
         self.rows = 0
@@ -112,9 +123,9 @@ class _Bar:
 
     def show(self, sums: Sums, rows: int) -> None:
         if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=rows, initial=sums.rows, desc=self._name, unit="row", disable=None)
+            options = {"total": rows, "initial": sums.rows, "desc": self._name, "unit": "row"}
+            self._bar = self._stack.enter_context(bar(**options))
+            self._stack.enter_context(ticking(self._bar))
             self._tokens, self.rows = sums.tokens, rows
         self._bar.update(sums.rows - self._bar.n)
         elapsed = self._bar.format_dict["elapsed"] if not self._bar.disable else 0
@@ -124,23 +135,20 @@ class _Bar:
             )
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._stack.close()
 
 
 def search(args: argparse.Namespace, load: Callable[[], Embedder]) -> None:
     """`args.model` is None where the corpus is to say."""
+    asked = texts(args.queries, args.literal)
     corpus = saved.open_saved(args.corpus)
     made_by = corpus.info.get("model")
     if args.model is None:
         args.model = made_by or args.default_model
         if made_by is None:
-            print(
-                f"{args.corpus} does not say which model made it: assuming {args.model}, else give --model",
-                file=sys.stderr,
-            )
+            say(f"{args.corpus} does not say which model made it: assuming {args.model}, else give --model")
     elif made_by not in (None, model_name(args.model)):
-        print(f"{args.corpus} says it was made by {made_by}, not by {args.model}", file=sys.stderr)
+        say(f"{args.corpus} says it was made by {made_by}, not by {args.model}")
     model = load()
     width = model.config.hidden_size
     if not min(32, width) <= corpus.dim <= width:
@@ -149,12 +157,12 @@ def search(args: argparse.Namespace, load: Callable[[], Embedder]) -> None:
             "at least 32: name the model that made them with --model"
         )
     queries = model.encode_query(
-        args.queries, prompt=args.prompt, instruction=args.instruction, truncate_dim=corpus.dim
+        asked, prompt=args.prompt, instruction=args.instruction, truncate_dim=corpus.dim
     )
     hits = _nearest(queries, corpus, args.top_k, model.similarity_fn_name)
     rows = {hit["corpus_id"] for found in hits for hit in found}
     found = _with_texts(args, corpus, rows)
-    for query, best in zip(args.queries, hits, strict=True):
+    for query, best in zip(asked, hits, strict=True):
         results = []
         for hit in best:
             id, text = found[hit["corpus_id"]]
@@ -186,30 +194,21 @@ def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -
     found = corpus.find(rows)
     count = corpus.count
     if args.texts is not None:
-        return saved.texts_of(args.texts, args.column, args.id_column, found, count)
+        return saved.texts_of(args.texts, args.column, args.id_column, args.delimiter, found, count)
     if any(text is not None for _, text in found.values()):
         return found
     source = corpus.info.get("input")
     if source is None:
-        print(f"{args.corpus} holds no texts; --texts names the file that was embedded", file=sys.stderr)
+        say(f"{args.corpus} holds no texts; --texts names the file that was embedded")
     else:
-        columns = (corpus.info.get("column"), corpus.info.get("id_column"))
+        columns = (corpus.info.get("column"), corpus.info.get("id_column"), corpus.info.get("delimiter"))
         try:
             return saved.texts_of(Path(source), *columns, found, count)
         except (ValueError, OSError) as error:
-            print(f"no texts: {error}; --texts names the file", file=sys.stderr)
+            say(f"no texts: {error}; --texts names the file")
     return found
 
 
 def _table(query: str, results: list[dict[str, Any]]) -> str:
-    room = max(20, shutil.get_terminal_size((110, 24)).columns)
-    rows = [[f"{r['score']:.4f}", str(r["id"]), " ".join((r["text"] or "").split())] for r in results]
-    ids = max([2, *(len(row[1]) for row in rows)])
-    for row in rows:
-        row[2] = _shortened(row[2], max(20, room - ids - 10))
-    header = ["score", "id", _shortened(" ".join(query.split()), max(20, room - ids - 10))]
-    return table(header, rows)
-
-
-def _shortened(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 3] + "..."
+    rows = [[f"{r['score']:.4f}", str(r["id"]), r["text"] or ""] for r in results]
+    return table(["score", "id", query], rows, terminal_columns(110))

@@ -1,9 +1,12 @@
-"""pyarrow, which only Parquet files need (extra `parquet`)."""
+"""Parquet files, with pyarrow, which only they need (extra `parquet`)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from .cells import Bad, BadRow, Row, checked_row, choose, decode
 
 
 def pyarrow_parquet(path: Path) -> Any:
@@ -13,3 +16,51 @@ def pyarrow_parquet(path: Path) -> Any:
     except ImportError as error:
         raise ImportError(f"{path}: Parquet needs pyarrow: pip install 'qwen3np[parquet]'") from error
     return pyarrow.parquet
+
+
+def parquet_rows(path: Path, column: str | None, id_column: str | None) -> Iterator[Row | BadRow]:
+    pq = pyarrow_parquet(path)
+    import pyarrow as pa
+
+    # Not ahead of time: a row group, read whole, may be larger than the memory.
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        schema = file.schema_arrow
+        text_column, ids = choose(path, schema.names, column, id_column)
+        wanted = [(text_column, True)] + ([] if ids is None else [(ids, False)])
+        for name, strings_only in wanted:
+            kind = schema.field(name).type
+            plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (_is_string(pa, plain) or (pa.types.is_integer(plain) and not strings_only)):
+                hint = "strings; name another --column" if strings_only else (
+                    "strings or integers; name another --id-column, or give --id-column '' to number the rows"
+                )  # fmt: skip
+                raise ValueError(f"{path}: column {name!r} is {kind}, expected {hint}")
+        row = -1
+        for batch in file.iter_batches(batch_size=1024, columns=[name for name, _ in wanted]):
+            texts = _cells(pa, batch, text_column)
+            own = [None] * len(texts) if ids is None else _cells(pa, batch, ids)
+            for text, id in zip(texts, own, strict=True):
+                row += 1
+                if id is None and ids is not None:
+                    id = Bad(f"column {ids!r} is null")
+                yield checked_row(
+                    row,
+                    None,
+                    row if ids is None else id,
+                    Bad(f"column {text_column!r} is null") if text is None else text,
+                )
+
+
+def _cells(pa: Any, batch: Any, name: str) -> list[Any]:
+    """As bytes until they are decoded here: pyarrow does not say which of many cells is not UTF-8."""
+    cells = batch.column(batch.schema.get_field_index(name))
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.dictionary_decode()
+    if not _is_string(pa, cells.type):
+        return list(cells.to_pylist())
+    return [None if c is None else decode(c) for c in cells.cast(pa.large_binary()).to_pylist()]
+
+
+def _is_string(pa: Any, kind: Any) -> bool:
+    """string_view, which polars has, is known to pyarrow since version 16."""
+    return kind in (pa.string(), pa.large_string()) or str(kind) == "string_view"

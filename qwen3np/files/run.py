@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..tokenizer import CUT
 from . import outputs
+from .lines import format_of
 from .rows import BadRow, Row, read_rows
 from .work import Chunk, Sums, WorkFolder
 
@@ -40,10 +41,10 @@ SHOWN = 5  # bad rows that a message names
 class Job:
     """What to embed into what.
 
-    column, id_column: as read_rows takes them. on_error: "fail" refuses a file with bad rows before anything
-    is computed; "skip" leaves them out and lists them in OUT.errors.jsonl. resume: go on with what an
-    interrupted run left in OUT.partial. overwrite: replace an output that exists and, unless `resume`, what
-    is left of a run.
+    column, id_column, delimiter: as read_rows takes them. on_error: "fail" refuses a file with bad rows
+    before anything is computed; "skip" leaves them out and lists them in OUT.errors.jsonl. resume: go on with
+    what an interrupted run left in OUT.partial. overwrite: replace an output that exists and, unless
+    `resume`, what is left of a run.
     """
 
     source: Path
@@ -53,13 +54,14 @@ class Job:
     on_error: str = "fail"
     resume: bool = False
     overwrite: bool = False
+    delimiter: str | None = None
 
     @property
     def with_texts(self) -> bool:
         return self.output.suffix.lower() in outputs.WITH_TEXTS
 
     def rows(self) -> Iterator[Row | BadRow]:
-        return read_rows(self.source, self.column, self.id_column)
+        return read_rows(self.source, self.column, self.id_column, self.delimiter)
 
 
 @dataclass(frozen=True)
@@ -226,9 +228,10 @@ def _identity(job: Job, digest: str, model: Embedder, prompt: str, dim: int) -> 
     backend = model.backend
     return {
         "input": digest,
-        "input format": job.source.suffix.lower(),
+        "input format": format_of(job.source),
         "column": job.column,
         "id column": job.id_column,
+        "delimiter": job.delimiter,
         "output": job.output.suffix.lower(),
         "model": _model_digest(model.checkpoint),
         "prompt": prompt,
@@ -256,7 +259,7 @@ def _model_digest(checkpoint: Checkpoint) -> str:
 def _info(job: Job, model_name: str, prompt: str, dim: int) -> dict[str, str]:
     source = os.fsencode(job.source.resolve()).decode(errors="replace")  # a file's name may be no Unicode
     info = {"model": model_name, "dim": str(dim), "prompt": prompt, "input": source}
-    columns = {"column": job.column, "id_column": job.id_column}
+    columns = {"column": job.column, "id_column": job.id_column, "delimiter": job.delimiter}
     return info | {name: value for name, value in columns.items() if value is not None}
 
 
@@ -284,7 +287,7 @@ def _compute(
             )
             # Tokenised once more, uncut: next to computing the vectors that takes no time.
             lengths = list(map(len, model.tokenizer.encode(texts, 1 << 62, prompt)))
-            sums = _add(sums, [row.id for row in call], lengths, model.max_seq_length)
+            sums = _add(sums, [row.id for row in call], lengths, model.max_seq_length, texts.count(""))
             first += len(call)
             progress(sums)
         bad = [entry for entry in entries if isinstance(entry, BadRow)]
@@ -293,7 +296,9 @@ def _compute(
         count += 1
 
 
-def _add(sums: Sums, ids: Sequence[int | str], lengths: Sequence[int], limit: int) -> Sums:
+def _add(
+    sums: Sums, ids: Sequence[int | str], lengths: Sequence[int], limit: int, empty: int
+) -> Sums:
     return Sums(
         rows=sums.rows + len(ids),
         texts=sums.texts + len(ids),
@@ -302,6 +307,7 @@ def _add(sums: Sums, ids: Sequence[int | str], lengths: Sequence[int], limit: in
         longest=max(sums.longest, *lengths),
         int_ids=sums.int_ids and all(isinstance(i, int) and -(2**63) <= i < 2**63 for i in ids),
         numbered=sums.numbered and list(ids) == list(range(sums.texts, sums.texts + len(ids))),
+        empty=sums.empty + empty,
     )
 
 

@@ -199,7 +199,12 @@ class Parquet(Saved):
 
 
 def texts_of(
-    source: Path, column: str | None, id_column: str | None, found: dict[int, Found], count: int
+    source: Path,
+    column: str | None,
+    id_column: str | None,
+    delimiter: str | None,
+    found: dict[int, Found],
+    count: int,
 ) -> dict[int, Found]:
     """Of an output without texts: those of `found`, from the file that was embedded into `count` vectors.
 
@@ -207,7 +212,7 @@ def texts_of(
     """
     with_texts: dict[int, Found] = {}
     number = -1
-    good = (entry for entry in read_rows(source, column, id_column) if isinstance(entry, Row))
+    good = (entry for entry in read_rows(source, column, id_column, delimiter) if isinstance(entry, Row))
     for number, row in enumerate(good):
         if number in found:
             if row.id != found[number][0]:

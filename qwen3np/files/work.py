@@ -34,6 +34,7 @@ class Sums:
     longest: int = 0  # tokens of the longest text, before it was cut
     int_ids: bool = True  # all ids are integers of 64 bits
     numbered: bool = True  # all ids are the numbers of their vectors
+    empty: int = 0  # texts of no character
 
 
 @dataclass(frozen=True)

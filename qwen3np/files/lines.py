@@ -1,0 +1,104 @@
+"""Files of text, and stdin -> their lines, as bytes: packed or not, and refused where they are not UTF-8 at
+all."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .cells import Bad, decode
+
+LONGEST_LINE = 16 << 20  # bytes; a model reads about 128 kB of a text, and a line must fit into the memory
+BOM = b"\xef\xbb\xbf"
+LOOKED_AT = 8  # lines that are searched for the zeros of UTF-16; the first may be empty
+
+# How files begin that are no text.
+OTHERS = {
+    b"\xff\xfe\0\0": "UTF-32LE",
+    b"\xff\xfe": "UTF-16LE",
+    b"\xfe\xff": "UTF-16BE",
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"PAR1": "Parquet",
+}
+
+
+def format_of(path: Path) -> str:
+    """The suffix that says what a file holds, in lower case: ".csv" of A.CSV and of a.csv.gz."""
+    return Path(path.stem if is_packed(path) else path.name).suffix.lower()
+
+
+def is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, or what is packed in a .gz. Raises ValueError if that is damaged."""
+    try:
+        with gzip.open(path, "rb") if is_packed(path) else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: is no whole gzip file ({error})") from error
+
+
+def lines(file: BinaryIO, name: object) -> Iterator[bytes | Bad]:
+    """Split at newlines only: str.splitlines would also split at U+2028 and others. A byte order mark is no
+    text. Raises ValueError that calls the file `name` if it is no UTF-8 at all."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        if number == 0 and line == BOM:  # and nothing else
+            return
+        if number < LOOKED_AT:
+            check_encoding(line.removesuffix(b"\n"), name, number == 0)
+        if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                pass
+            yield Bad(f"is longer than {LONGEST_LINE >> 20} MiB")
+        else:
+            yield (line if number else line.removeprefix(BOM)).removesuffix(b"\n")
+        number += 1
+
+
+def check_encoding(data: bytes, name: object, first: bool = True) -> None:
+    """Raises ValueError for what is certainly no UTF-8, by the first bytes of the file or by the zeros that
+    UTF-16 has between others."""
+    found = next((kind for begin, kind in OTHERS.items() if first and data.startswith(begin)), None)
+    found = found or _utf16(data[:1024])
+    if found is None:
+        return
+    cure = ""
+    if found.startswith("UTF"):
+        cure = (
+            f"; convert it: iconv -f {found} -t UTF-8 OLD > NEW, in PowerShell: "
+            "Get-Content OLD | Set-Content -Encoding utf8 NEW"
+        )
+    elif found == "gzip":
+        cure = "; unpack it, or let the file's name end in .gz, as name.csv.gz"
+    raise ValueError(f"{name}: is {found}, expected UTF-8 text{cure}")
+
+
+def _utf16(data: bytes) -> str | None:
+    """By the upper bytes, small in European and Near Eastern text; what has large ones is no valid UTF-8."""
+    even, odd = ([byte < 9 for byte in data[start::2]] for start in (0, 1))
+    if len(data) >= 8:
+        for name, upper, lower in (("UTF-16LE", odd, even), ("UTF-16BE", even, odd)):
+            if 4 * sum(upper) >= 3 * len(upper) and 8 * sum(lower) <= len(lower):
+                return name
+    return None
+
+
+def stdin_texts() -> list[str]:
+    """A text a line. Raises ValueError for a line that is no text, with its number."""
+    texts = []
+    for number, line in enumerate(lines(sys.stdin.buffer, "stdin"), 1):
+        text = line if isinstance(line, Bad) else decode(line.removesuffix(b"\r"))
+        if isinstance(text, Bad):
+            raise ValueError(f"stdin, line {number}: {text}")
+        texts.append(text)
+    return texts
