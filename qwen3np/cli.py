@@ -1,4 +1,5 @@
-"""The command line: qwen3np embed | search | similarity | rerank | verify | info | synth | demo."""
+"""The command line: qwen3np embed | search | similarity | rerank | verify | info | compile | synth |
+demo."""
 
 from __future__ import annotations
 
@@ -154,6 +155,12 @@ def info(args: argparse.Namespace) -> None:
         rows |= model_rows(name, _load_either(args))
     for key, value in rows.items():
         print(f"{key:13} {value}")
+
+
+def compile_kernels(args: argparse.Namespace) -> None:
+    from .compile_command import run
+
+    run(args)
 
 
 def synth(args: argparse.Namespace) -> None:
@@ -349,6 +356,10 @@ def _parser() -> Parser:
         "info", parents=[_model_options(None)], help="this machine; with --model, also the model"
     )
     p.set_defaults(run=info)
+
+    p = commands.add_parser("compile", help="compile all kernels ahead of time, for a container image")
+    p.add_argument("--matmul-precision", help="those of highest, high or medium (default: of all three)")
+    p.set_defaults(run=compile_kernels)
 
     p = commands.add_parser("synth", help="write a generated checkpoint (random weights of true shapes)")
     p.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")

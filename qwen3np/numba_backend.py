@@ -17,6 +17,7 @@ from .kernels import attention, isa, matmul
 from .kernels.compiled import compile_for
 from .kernels.keys_values import AT_ONCE, shapes
 from .kernels.team import STOP, new_team
+from .memory import room_for
 from .threads import Lock, Pool
 from .weights import allocate, is_bfloat16, pack, pad
 
@@ -49,6 +50,7 @@ class NumbaBackend:
         self._parts = PARTS[matmul_precision] if self._tiles else 1 if self.isa == isa.AVX512_BF16 else 0
         # Tiles stream the weights at the memory's speed with 128 tokens of two parts, and hold those in L2.
         self._block_panels = BLOCK_PANELS // self._parts // 2 * 2 if self._tiles else BLOCK_PANELS
+        self._variant = f"{self.isa}, {'bfloat16' if is_bfloat16(checkpoint) else 'float32'} weights"
         self.config = checkpoint.config
         self.pool = Pool(num_threads)
         self._embed_tokens = checkpoint.weights().embed_tokens
@@ -58,13 +60,14 @@ class NumbaBackend:
         self._lock = Lock()
         self._cos = self._sin = np.empty((0, 0), np.float32)
         self._buffers: dict[str, NDArray[Any]] = {}
-        with _progress(checkpoint.config.num_hidden_layers) as bar:
+        bar = _progress(checkpoint.config.num_hidden_layers)
+        with room_for(checkpoint, is_bfloat16(checkpoint)), bar:
             self._weights = pack(
                 checkpoint, self.pool, lambda done, layers: bar.update(done - bar.n), self._tiles
             )
         none = self._beginning(())
         self._kept = Beginnings(none)
-        compile_for(encode, (*self._arguments([[0]], none, none)[0], 0, 1))
+        compile_for(encode, (*self._arguments([[0]], none, none)[0], 0, 1), self._variant)
 
     def __repr__(self) -> str:
         return f"numba, {self.isa}, matmul_precision {self.matmul_precision}, {self.num_threads} threads"
@@ -163,7 +166,7 @@ class NumbaBackend:
             for part in parts.values():
                 part[:] = 0
             arguments = (i, weights, work, stream, *parts.values(), eps, group, head_dim, team)
-            compile_for(layer_stages, (*arguments, 0, 1))
+            compile_for(layer_stages, (*arguments, 0, 1), self._variant)
             self.pool.run(layer_stages, *arguments, stop=self._stop)
             for name, part in parts.items():
                 yield f"layers.{i}.{name}", rows(part)

@@ -7,9 +7,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+
+from .cores import thread_count
+from .cores import usable_cores as usable_cores
 
 
 class Lock:
@@ -28,12 +30,7 @@ class Pool:
     """Threads that sleep until there is work. A forked child starts its own at its first call."""
 
     def __init__(self, num_threads: int | None = None) -> None:
-        usable = usable_cores()
-        self.num_threads = usable if num_threads is None else num_threads
-        if type(self.num_threads) is not int or not 1 <= self.num_threads <= usable:
-            raise ValueError(
-                f"num_threads = {num_threads!r} must be between 1 and {usable}, the usable cores"
-            )
+        self.num_threads = thread_count(num_threads)
         self._pid = 0  # no threads yet
 
     def run(
@@ -90,26 +87,3 @@ def _work(queue: SimpleQueue[Any], thread: int, num_threads: int) -> None:
 def _end(queues: list[SimpleQueue[Any]]) -> None:
     for queue in queues:
         queue.put(None)
-
-
-def usable_cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its control group (a container's CPU
-    limit)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(_cgroup_quota() + 0.5)))
-
-
-def _cgroup_quota() -> float:
-    """Cores' worth of time: cgroup v2's cpu.max "quota period", or v1's two files; infinite without a
-    limit."""
-    for quota, period in (
-        ("/sys/fs/cgroup/cpu.max", None),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-    ):
-        try:
-            numbers = Path(quota).read_text().split() + (Path(period).read_text().split() if period else [])
-            if float(numbers[0]) > 0:
-                return float(numbers[0]) / float(numbers[1])
-        except (OSError, ValueError, IndexError, ZeroDivisionError):
-            continue  # no such file, or "max"
-    return 1e9

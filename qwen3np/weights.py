@@ -84,6 +84,7 @@ def pack(
     L, D, F, H = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.head_dim
     NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
     bfloat16 = is_bfloat16(checkpoint)
+    variant = "tiles" if tiles else "rows"
 
     def matrix(N: int, K: int) -> NDArray[Any]:
         N, K = pad(N, 32), pad(K, 32)
@@ -115,7 +116,7 @@ def pack(
             if not tiles:
                 words = words.reshape(len(packed), -1, 16)
             arguments = (as_uint32(source), words, tile, tile_step)
-            compile_for(pack_share, (*arguments, 0, 1))
+            compile_for(pack_share, (*arguments, 0, 1), variant)
             pool.run(pack_share, *arguments)
 
         put(stored("self_attn.q_proj"), w.q_proj[i])
