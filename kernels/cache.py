@@ -19,7 +19,6 @@ from typing import Any
 
 import llvmlite
 import numba
-from numba.core import config
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
@@ -84,6 +83,7 @@ class KernelCache(_Cache):
 
     def _name(self, types: Any, codegen: Any) -> str:
         python = (sys.implementation.cache_tag, getattr(sys, "abiflags", ""))
+        config: Any = numba.config
         settings = (config.OPT, config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT, config.LOOP_VECTORIZE)
         cpu = (*codegen.magic_tuple(), sorted(name for name, there in features().items() if there))
         versions = (numba.__version__, llvmlite.__version__)

@@ -14,9 +14,10 @@ import uuid
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numba
 from filelock import FileLock, Timeout
-from numba.core import config
 from platformdirs import user_cache_path
 
 logger = logging.getLogger("qwen3np")
@@ -34,11 +35,12 @@ def name(kernel: str, digest: str) -> str:
 def folders() -> list[Path]:
     """Where to look, the first to be written first: below NUMBA_CACHE_DIR if that is set; the system's place
     for a user's caches (on Linux $XDG_CACHE_HOME or ~/.cache); a temporary folder of this user's own."""
+    config: Any = numba.config
     places = [Path(config.CACHE_DIR).absolute() / "qwen3np"] if config.CACHE_DIR else []
     with contextlib.suppress(RuntimeError):  # a user without a home
         places.append(user_cache_path("qwen3np", appauthor=False) / "kernels")
-    with contextlib.suppress(OSError):  # no folder at all for temporary files
-        places.append(_temporary())
+    temporary = _temporary()
+    places += [temporary] if temporary is not None else []
     return [place for place in places if place.is_absolute()]  # an older platformdirs leaves "~" as it is
 
 
@@ -124,9 +126,12 @@ def _has_locks(folder: Path) -> bool:
             path.unlink()
 
 
-def _temporary() -> Path:
+def _temporary() -> Path | None:
+    """None where no temporary file can be written."""
     user = f"-{os.geteuid()}" if hasattr(os, "geteuid") else ""
-    return Path(tempfile.gettempdir()) / f"qwen3np{user}"
+    with contextlib.suppress(OSError):
+        return Path(tempfile.gettempdir()) / f"qwen3np{user}"
+    return None
 
 
 def _make(folder: Path) -> None:

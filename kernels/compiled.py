@@ -33,7 +33,8 @@ def compile_for(kernel: Any, arguments: tuple[Any, ...], variant: str) -> None:
     variant: what tells this compilation from others of the kernel, for the line that says what is compiled.
     Raises ValueError where Numba is told not to compile.
     """
-    if numba.config.DISABLE_JIT:
+    config: Any = numba.config
+    if config.DISABLE_JIT:
         raise ValueError(
             "NUMBA_DISABLE_JIT is set, and the kernels cannot run uncompiled: unset it, or take "
             'backend="numpy" (--backend numpy), the reading copy'

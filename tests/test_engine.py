@@ -236,7 +236,7 @@ def test_an_interrupt_stops_it_between_blocks(tiny):
 def test_arguments_out_of_range_are_refused(tiny, monkeypatch):
     with pytest.raises(ValueError, match="matmul_precision = 'low'"):
         Embedder(tiny, matmul_precision="low")
-    for threads in (0, -1, 10_000, 1.5):
+    for threads in (0, -1, 1.5):
         with pytest.raises(ValueError, match="num_threads"):
             Embedder(tiny, num_threads=threads)
     monkeypatch.setenv("QWEN3NP_ISA", "mmx")
