@@ -71,7 +71,7 @@ FOR_AMX = """
 import sys
 from qwen3np.kernels import isa
 here = isa.features()
-isa.features = lambda: {**here, "amx-bf16": True, "amx-tile": True}
+isa.features = lambda: {**here, "amx-bf16": True, "amx-tile": True, "avx512bf16": True}
 isa.amx_granted = lambda: True  # the code is compiled, and never run
 from numba import typeof
 from qwen3np import numba_backend, weights
