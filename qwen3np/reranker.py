@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .hub import locate
 from .modules import load_answer_ids
+from .pickling import PickledByArguments
 from .progress import progress_bar
 from .tokenizer import RerankerTokenizer
 from .torch_only import refuse
@@ -34,7 +35,7 @@ def sigmoid(x: NDArray[Any]) -> NDArray[Any]:
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
 
 
-class Reranker:
+class Reranker(PickledByArguments):
     """A Qwen3-Reranker model. The argument names and their meaning are those of sentence-transformers'
     CrossEncoder.
 
@@ -48,6 +49,8 @@ class Reranker:
 
     Raises CheckpointError if the model's files are missing, damaged, or those of an embedding model.
     """
+
+    SETTINGS = ("instruction", "max_length")
 
     def __init__(
         self,

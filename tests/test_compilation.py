@@ -77,8 +77,8 @@ from numba import typeof
 from qwen3np import numba_backend, weights
 from qwen3np.checkpoint import Checkpoint
 from qwen3np.engine import encode
-from qwen3np.threads import Pool
-Pool.run = weights.compile_for = lambda *args, **kwargs: None
+from qwen3np.threads import Job
+Job.run = weights.compile_for = lambda *args, **kwargs: None
 numba_backend.compile_for = lambda kernel, arguments, _: kernel.compile(tuple(map(typeof, arguments)))
 backend = numba_backend.NumbaBackend(Checkpoint(sys.argv[1]))
 assert backend.isa == "amx", backend.isa

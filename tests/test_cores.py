@@ -169,7 +169,7 @@ def test_a_system_that_does_not_tell_its_memory_refuses_nothing(tmp_path, tiny):
 
 def test_the_estimate_is_what_packing_allocates(tiny):
     checkpoint = Checkpoint(tiny)
-    packed = pack(checkpoint, Pool(1), lambda done, layers: None)
+    packed = pack(checkpoint, Pool(1), lambda layers: None)
     matrices = sum(w.nbytes for name, w in packed._asdict().items() if name.endswith("proj"))
     assert memory.packed_bytes(checkpoint, is_bfloat16(checkpoint)) == matrices
     assert memory.packed_bytes(checkpoint, False) == 2 * matrices
