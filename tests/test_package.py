@@ -108,3 +108,14 @@ sys.exit(main(["demo"]))
     assert "GENERATED" in python(code, away, executable)
     script = executable.with_name("qwen3np.exe" if os.name == "nt" else "qwen3np")
     subprocess.run([script, "--version"], cwd=away, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_oldest_dependencies_are_those_that_ci_tests():
+    """Of pyproject.toml's lower bounds, each is in the list that .ci/run installs."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    [dependencies] = re.findall(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', dependencies))
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests/oldest.txt").read_text(), re.MULTILINE))
+    assert len(bounds) == dependencies.count('"') // 2
+    for name, bound in bounds.items():
+        assert pinned[name].removesuffix(".0") == bound.removesuffix(".0"), name
