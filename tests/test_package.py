@@ -118,4 +118,4 @@ def test_the_oldest_dependencies_are_those_that_ci_tests():
     pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests/oldest.txt").read_text(), re.MULTILINE))
     assert len(bounds) == dependencies.count('"') // 2
     for name, bound in bounds.items():
-        assert pinned[name].removesuffix(".0") == bound.removesuffix(".0"), name
+        assert f"{pinned[name]}.".startswith(f"{bound}."), name
