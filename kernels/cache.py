@@ -75,10 +75,9 @@ class KernelCache(_Cache):
             yield
             return
         with contextlib.ExitStack() as stack:
-            for seconds in (QUIET_WAIT, LONGEST_WAIT):
-                if cache_files.lock(stack, seconds):
-                    break
+            if not cache_files.lock(stack, QUIET_WAIT):
                 logger.warning("waiting for another process that compiles kernels")
+                cache_files.lock(stack, LONGEST_WAIT)
             yield
 
     def _name(self, types: Any, codegen: Any) -> str:

@@ -146,6 +146,20 @@ def test_a_file_system_without_locks(cache, monkeypatch, caplog, code):
     assert not list(cache.glob("lock-*"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="locks of another kind")
+def test_a_process_that_holds_the_lock_for_ever_holds_nobody_up(cache, monkeypatch, caplog):
+    """One that is stopped, say: after a while the kernel is compiled a second time, which does no harm."""
+    import fcntl
+
+    monkeypatch.setattr("qwen3np.kernels.cache.QUIET_WAIT", 0.1)
+    monkeypatch.setattr("qwen3np.kernels.cache.LONGEST_WAIT", 0.1)
+    cache.mkdir(parents=True)
+    with open(cache / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run_it(caplog) and caplog.text.count("waiting for another process") == 1
+        assert not run_it(caplog) and not caplog.records
+
+
 def test_only_own_and_long_unused_files_are_removed(cache, caplog):
     cache.mkdir(parents=True)
     month_ago = time.time() - 31 * cache_files.DAY
