@@ -20,6 +20,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
+from .isa import has_feature
+
 WIDTH = 16
 
 i1, i8, i32, i64 = (ir.IntType(n) for n in (1, 8, 32, 64))
@@ -27,6 +29,7 @@ f32 = ir.FloatType()
 v16 = ir.VectorType(f32, WIDTH)
 v16i = ir.VectorType(i32, WIDTH)
 v16m = ir.VectorType(i1, WIDTH)
+v16s = ir.VectorType(ir.IntType(16), WIDTH)
 
 
 class BFloat(ir.types.Type):
@@ -86,6 +89,27 @@ def llvm(b: Any, name: str, *args: Any, result: Any = None) -> Any:
     """Call an LLVM intrinsic; its result type is its first argument's unless given."""
     kind = ir.FunctionType(result or args[0].type, [a.type for a in args])
     return b.call(cgutils.get_or_insert_function(b.module, kind, name), args)
+
+
+def round_to_bfloat16(b: Any, x: Any) -> Any:
+    """The bits, v16s, of sixteen float32 rounded to nearest even. CPUs that have no instruction for it have
+    LLVM call a function that Numba does not bring along: there, on the bits. A NaN stays one."""
+    if has_feature("avx512bf16"):
+        return b.bitcast(b.fptrunc(x, v16b), v16s)
+
+    def all_lanes(value: int) -> Any:
+        return ir.Constant(v16i, [value] * WIDTH)
+
+    bits = b.bitcast(x, v16i)
+    even = b.and_(b.lshr(bits, all_lanes(16)), all_lanes(1))
+    rounded = b.add(bits, b.add(even, all_lanes(0x7FFF)))
+    quiet = b.or_(bits, all_lanes(0x400000))
+    return b.trunc(b.lshr(b.select(b.fcmp_unordered("uno", x, x), quiet, rounded), all_lanes(16)), v16s)
+
+
+def widen_bfloat16(b: Any, bits: Any) -> Any:
+    """v16s -> v16: a bfloat16 is the upper half of a float32."""
+    return b.bitcast(b.shl(b.zext(bits, v16i), ir.Constant(v16i, [16] * WIDTH)), v16)
 
 
 def pointer(context: Any, b: Any, array_type: Any, array: Any, index: Any) -> Any:

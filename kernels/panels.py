@@ -15,7 +15,19 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from .compiled import inline
-from .lanes import constant, exp, i32, lanes, pointer, splat, store, v16, v16b, v16i, vector_store
+from .lanes import (
+    constant,
+    exp,
+    i32,
+    lanes,
+    pointer,
+    round_to_bfloat16,
+    splat,
+    store,
+    v16i,
+    vector_store,
+    widen_bfloat16,
+)
 
 ROWS = 16  # of a weight matrix, side by side in the packed layout
 
@@ -33,7 +45,7 @@ def _store_pairs(typingctx, operand, index, even, odd):
 
     def codegen(context, b, sig, args):
         operand, index, even, odd = args
-        even, odd = (b.fptrunc(x, v16b) for x in (even, odd))
+        even, odd = (round_to_bfloat16(b, x) for x in (even, odd))
         order = ir.Constant(ir.VectorType(i32, 32), [i // 2 + 16 * (i % 2) for i in range(32)])
         vector_store(
             b, b.shuffle_vector(even, odd, order), pointer(context, b, sig.args[0], operand, index), 2
@@ -48,7 +60,7 @@ def rest(typingctx, x):
     """What rounding x to bfloat16 leaves: exact, and zero where x is not finite (there is nothing to add)."""
 
     def codegen(context, b, sig, args):
-        left = b.fsub(args[0], b.fpext(b.fptrunc(args[0], v16b), v16))
+        left = b.fsub(args[0], widen_bfloat16(b, round_to_bfloat16(b, args[0])))
         return b.select(b.fcmp_ordered("ord", left, left), left, constant(0.0))
 
     return lanes(lanes), codegen
@@ -97,7 +109,7 @@ def scatter(typingctx, array, places, index, value):
     def codegen(context, b, sig, args):
         array, places, index, value = args
         if sig.args[0].dtype == types.uint16:
-            value = b.bitcast(b.fptrunc(value, v16b), ir.VectorType(ir.IntType(16), 16))
+            value = round_to_bfloat16(b, value)
         _scatter(context, b, sig.args, array, places, index, value)
         return context.get_dummy_value()
 
@@ -111,7 +123,7 @@ def scatter_pairs(typingctx, array, places, index, even, odd):
     def codegen(context, b, sig, args):
         array, places, index, even, odd = args
         order = ir.Constant(ir.VectorType(i32, 32), [i // 2 + 16 * (i % 2) for i in range(32)])
-        pairs = b.shuffle_vector(b.fptrunc(even, v16b), b.fptrunc(odd, v16b), order)
+        pairs = b.shuffle_vector(round_to_bfloat16(b, even), round_to_bfloat16(b, odd), order)
         _scatter(context, b, sig.args, array, places, index, b.bitcast(pairs, v16i))
         return context.get_dummy_value()
 

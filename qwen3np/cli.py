@@ -1,4 +1,5 @@
-"""The command line: qwen3np embed | search | similarity | rerank | verify | info | synth | demo."""
+"""The command line: qwen3np embed | search | similarity | rerank | verify | info | compile | synth |
+demo."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from .reranker import Reranker
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
+PRECISIONS = ("highest", "high", "medium")
 SHAPES = ("0.6B", "4B", "8B", "reranker-0.6B", "reranker-4B", "reranker-8B", "tiny", "reranker-tiny")
-PRINTING = ("embed", "search", "similarity", "rerank", "verify", "info", "demo")  # on stdout
+PRINTING = ("embed", "search", "similarity", "rerank", "verify", "info", "compile", "demo")  # on stdout
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,6 +118,12 @@ def info(args: argparse.Namespace) -> None:
         rows |= model_rows(name, _load_either(args))
     for key, value in rows.items():
         print(f"{key:13} {streams.escaped(value)}")
+
+
+def compile_kernels(args: argparse.Namespace) -> None:
+    from .compile_command import run
+
+    run(args)
 
 
 def synth(args: argparse.Namespace) -> None:
@@ -322,6 +330,16 @@ def _parser() -> Parser:
     p.set_defaults(run=info)
 
     p = commands.add_parser(
+        "compile",
+        help="compile all kernels ahead of time, for a container image",
+        epilog=_examples("qwen3np compile"),
+    )
+    p.add_argument(
+        "--matmul-precision", choices=PRECISIONS, help="those of one precision (default: of all three)"
+    )
+    p.set_defaults(run=compile_kernels)
+
+    p = commands.add_parser(
         "synth",
         help="write a generated checkpoint (random weights of true shapes)",
         epilog=_examples("qwen3np synth tiny && qwen3np embed --model tiny 'a text'"),
@@ -393,7 +411,7 @@ def _model_options(default: str | None, *precision: str) -> Parser:
         "--matmul-precision",
         *precision,
         default="high",
-        choices=("highest", "high", "medium"),
+        choices=PRECISIONS,
         help="(default: %(default)s)",
     )
     options.add_argument("--threads", type=int, help="default: the cores this process may use")

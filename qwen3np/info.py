@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import subprocess
+import sys
+from pathlib import Path
 
 from . import __version__
+from .cgroups import read
 from .embedder import Embedder
 from .reranker import Reranker
 
@@ -14,16 +19,33 @@ def machine() -> dict[str, str]:
     import numpy
     from llvmlite import binding
 
-    from .cores import usable_cores
+    from .cores import thread_count, usable_cores
+    from .kernels import cache_files, isa
 
-    features = binding.get_host_cpu_features()
     names = ("avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "amx-int8", "neon", "bf16")
+    kept = [f"{files} in {folder}, {size / 1e6:.1f} MB" for folder, files, size in cache_files.stored()]
+    folder = next(iter(cache_files.folders()), "no folder")
     return {
         "qwen3np": f"{__version__}, NumPy {numpy.__version__}, Numba {numba.__version__}, "
         f"Python {platform.python_version()}",
-        "CPU": f"{binding.get_host_cpu_name()}, {usable_cores()} cores for this process",
-        "CPU features": " ".join(n for n in names if features.get(n)) or "none of " + " ".join(names),
+        "CPU": f"{cpu_name()} (LLVM: {binding.get_host_cpu_name()})",
+        "CPU features": " ".join(n for n in names if isa.has_feature(n)) or "none of " + " ".join(names),
+        "cores": f"{usable_cores()} for this process, {thread_count()} threads by default",
+        "kernels": f"{isa.choose('high')}; compiled: {'; '.join(kept) or f'none yet, for {folder}'}",
     }
+
+
+def cpu_name() -> str:
+    """What the system calls the CPU."""
+    name = ""
+    if sys.platform == "linux":
+        pairs = (line.partition(":") for line in read(Path("/proc/cpuinfo")).splitlines())
+        name = next((value for key, _, value in pairs if key.strip() in ("model name", "Model")), "")
+    elif sys.platform == "darwin":
+        sysctl = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError):
+            name = subprocess.run(sysctl, capture_output=True, text=True).stdout
+    return name.strip() or platform.processor() or platform.machine()
 
 
 def model_rows(name: str, model: Embedder | Reranker) -> dict[str, str]:

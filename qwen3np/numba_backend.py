@@ -18,6 +18,7 @@ from .kernels import attention, isa, matmul
 from .kernels.compiled import compile_for
 from .kernels.keys_values import AT_ONCE, shapes
 from .kernels.team import new_team
+from .memory import room_for
 from .progress import bar
 from .threads import Job, Pool
 from .weights import allocate, is_bfloat16, pack, pad
@@ -67,6 +68,7 @@ class NumbaBackend:
         self._parts = PARTS[matmul_precision] if self._tiles else 1 if self.isa == isa.AVX512_BF16 else 0
         # Tiles stream the weights at the memory's speed with 128 tokens of two parts, and hold those in L2.
         self._block_panels = BLOCK_PANELS // self._parts // 2 * 2 if self._tiles else BLOCK_PANELS
+        self._variant = f"{self.isa}, {'bfloat16' if is_bfloat16(checkpoint) else 'float32'} weights"
         self.config = checkpoint.config
         none = self._beginning(())
         self._new_workspace = partial(Workspace, none)
@@ -75,10 +77,11 @@ class NumbaBackend:
         self._release = checkpoint.release
         self._norm = checkpoint.weights().norm
         layers = checkpoint.config.num_hidden_layers
-        with bar(total=layers, desc="packing weights", unit="layer", delay=2, leave=False) as shown:
+        shown = bar(total=layers, desc="packing weights", unit="layer", delay=2, leave=False)
+        with room_for(checkpoint, is_bfloat16(checkpoint)), shown:
             self._weights = pack(checkpoint, self.pool, shown.update, self._tiles)
         arguments, _ = self.pool.call(lambda job: self._arguments(job, [[0]], none, none))
-        compile_for(encode, (*arguments, 0, 1))
+        compile_for(encode, (*arguments, 0, 1), self._variant)
 
     def __repr__(self) -> str:
         return f"numba, {self.isa}, matmul_precision {self.matmul_precision}, {self.num_threads} threads"
@@ -181,7 +184,7 @@ class NumbaBackend:
             for part in parts.values():
                 part[:] = 0
             arguments = (i, weights, work, stream, *parts.values(), eps, group, head_dim)
-            compile_for(layer_stages, (*arguments, new_team(), 0, 1))
+            compile_for(layer_stages, (*arguments, new_team(), 0, 1), self._variant)
             self.pool.call(lambda job, a=arguments: job.run(layer_stages, *a, job.team))  # type: ignore[misc]
             for name, part in parts.items():
                 yield f"layers.{i}.{name}", rows(part)

@@ -35,7 +35,7 @@ def _class() -> Any:
     thread draws a bar would wait for tqdm's for ever."""
     from tqdm.auto import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):
         monitor_interval = 0  # no thread that looks after bars
 
     Bar.set_lock(threading.RLock())

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from .cores import usable_cores
+from .cores import thread_count
 from .kernels.team import STOP, new_team
 
 Workspace = TypeVar("Workspace")
@@ -159,12 +159,7 @@ class Pool(Generic[Workspace]):
     """
 
     def __init__(self, num_threads: int | None = None, workspace: Callable[[], Any] = lambda: None) -> None:
-        usable = usable_cores()
-        self.num_threads = usable if num_threads is None else num_threads
-        if type(self.num_threads) is not int or not 1 <= self.num_threads <= usable:
-            raise ValueError(
-                f"num_threads = {num_threads!r} must be between 1 and {usable}, the usable cores"
-            )
+        self.num_threads = thread_count(num_threads)
         self._workspace = workspace
         self._crew: _Crew | None = None
 

@@ -139,6 +139,6 @@ def pack(
             job.advance(1)
 
     nothing = as_uint32(np.empty((0, 2), np.uint16 if bfloat16 else np.float32))
-    compile_for(pack_share, (nothing, words(w.q_proj[0]), 0, 1, 0, 1))
+    compile_for(pack_share, (nothing, words(w.q_proj[0]), 0, 1, 0, 1), "tiles" if tiles else "rows")
     pool.call(pack_layers, progress)
     return w

@@ -105,6 +105,26 @@ def test_exp_and_silu():
     np.testing.assert_allclose(y[:9600], x / (1 + np.exp(-x)), rtol=8 * EPS, atol=1e-35)
 
 
+@njit
+def run_round(even, odd, pairs):
+    panels._store_pairs(pairs, 0, lanes.load(even, 0), lanes.load(odd, 0))
+
+
+def test_rounding_to_bfloat16():
+    """To nearest even, beyond the largest to infinity; a NaN whose upper bits are zero stays a NaN."""
+    ties = np.float32(1) + np.arange(8, dtype=np.float32) / 256
+    nan = np.array([0x7F800001, 0xFFFFFFFF, 0x7FC00000], np.uint32).view(np.float32)
+    limits = np.array([np.inf, -np.inf, 3.4e38, -3.4e38, 0.0], np.float32)
+    even = np.concatenate([ties, limits, nan])
+    odd = np.concatenate([np.nextafter(-even[:-3], np.float32(0)), nan])
+    pairs = np.empty(32, np.uint16)
+    run_round(even, odd, pairs)
+    for x, bits in ((even, pairs[::2]), (odd, pairs[1::2])):
+        number = ~np.isnan(x)
+        np.testing.assert_array_equal(bits[number], to_bfloat16(x[number]))
+        assert np.isnan((bits[~number].astype(np.uint32) << 16).view(np.float32)).all()
+
+
 @pytest.mark.parametrize("size", [1, 5, 33, 48, 1024, 4096])
 def test_rms_norm(size):
     for tokens in TOKENS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,11 +43,36 @@ def test_the_reading_copy_needs_no_numba_and_a_folder_no_hub(tiny, tmp_path):
     assert imported_by(code, tmp_path) == {"numpy", "tokenizers", "safetensors"}
 
 
-@pytest.mark.slow
-def test_the_wheel_works_away_from_the_repository(tmp_path):
-    """Built, installed into a fresh environment and run there: complete, without tests or benchmarks."""
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """A copy of the repository: a build leaves folders behind."""
     ignore = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
-    tree = shutil.copytree(ROOT, tmp_path / "tree", ignore=ignore)  # a build leaves folders behind
+    return Path(shutil.copytree(ROOT, tmp_path / "tree", ignore=ignore))
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_its_tests(tree, tmp_path):
+    """All that the README links to and all tests, which can be run from it."""
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('.'))"
+    name = subprocess.run(
+        [sys.executable, "-c", build], cwd=tree, check=True, capture_output=True, encoding="utf-8"
+    ).stdout.split()[-1]
+    shutil.unpack_archive(tree / name, tmp_path)
+    [unpacked] = tmp_path.glob("qwen3np-*")
+    files = {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*") if p.is_file()}
+    for folder in ("tests", "benchmarks", "examples", "kernels", "qwen3np"):
+        kept = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.is_file()}
+        assert {name for name in kept if "__pycache__" not in name and "egg-info" not in name} <= files
+    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (unpacked / link).exists(), link
+    for arguments in (["--collect-only"], ["tests/test_config.py", "tests/test_reference.py"]):
+        run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        subprocess.run(run, cwd=unpacked, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_the_wheel_works_away_from_the_repository(tree, tmp_path):
+    """Built, installed into a fresh environment and run there: complete, without tests or benchmarks."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     wheels = tmp_path / "wheels"
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, tree], check=True)
@@ -84,3 +110,14 @@ sys.exit(main(["demo"]))
     assert "GENERATED" in python(code, away, executable)
     script = executable.with_name("qwen3np.exe" if os.name == "nt" else "qwen3np")
     subprocess.run([script, "--version"], cwd=away, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_oldest_dependencies_are_those_that_ci_tests():
+    """Of pyproject.toml's lower bounds, each is in the list that .ci/run installs."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    [dependencies] = re.findall(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', dependencies))
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests/oldest.txt").read_text(), re.MULTILINE))
+    assert len(bounds) == dependencies.count('"') // 2
+    for name, bound in bounds.items():
+        assert f"{pinned[name]}.".startswith(f"{bound}."), name

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from qwen3np import CheckpointError, Reranker, published, synth, verify
+from qwen3np.checks import arithmetic
 from qwen3np.cli import main
 from qwen3np.modules import is_reranker
 from qwen3np.numba_backend import NumbaBackend
@@ -59,7 +60,8 @@ def test_the_score_is_the_last_stage(tiny_reranker):
     model = Reranker(tiny_reranker)
     result = verify.verify(model)
     assert [row.stage for row in result.stages[-3:]] == ["norm", "pooled", "scores"]
-    assert 0 < result.stages[-1].relative <= result.stages[-1].tolerance < 1e-5
+    most = 1.2e-6 * verify.STAGE_TOLERANCE[arithmetic(model.backend)]
+    assert 0 < result.stages[-1].relative <= result.stages[-1].tolerance < most
     assert result.stages[-1].max_abs < 1e-3
 
 
