@@ -113,28 +113,30 @@ class OpenedFile:
 
 
 class Checkpoint:
-    """A model folder, opened: its Config and all its tensors, by name without the `model.` prefix.
+    """A model folder, opened: its Config and all its tensors, by name without the `model.` prefix. `path` is
+    that of the Transformer in the folder, where modules.json gives it one.
 
     Beside the encoder's there may be `lm_head.weight` (the 8B reranker; an embedding model saved as a causal
     LM) and `score.weight` (a reranker saved as a sequence classifier). Raises CheckpointError if anything is
     missing, damaged or of another shape; never a partial model.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, path: str = "") -> None:
         self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
+        self.transformer_folder = self.folder / path  # config.json, weights and tokenizer
+        if not (self.transformer_folder / "config.json").is_file():
             raise CheckpointError(
-                f"{self.folder}: holds no config.json; give the folder of a Qwen3-Embedding or "
+                f"{self.transformer_folder}: holds no config.json; give the folder of a Qwen3-Embedding or "
                 "Qwen3-Reranker model"
             )
-        self.config = Config.load(self.folder / "config.json")
-        if (self.folder / "adapter_config.json").is_file():
+        self.config = Config.load(self.transformer_folder / "config.json")
+        if (self.transformer_folder / "adapter_config.json").is_file():
             raise CheckpointError(
-                f"{self.folder}: holds adapter_config.json, a LoRA adapter beside its base model; merge it "
+                f"{self.transformer_folder}: holds adapter_config.json, a LoRA adapter beside its base model; merge it "
                 "first (peft: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)), "
                 "or remove the file if the weights are merged"
             )
-        self.files = _weight_files(self.folder)
+        self.files = _weight_files(self.transformer_folder)
         self._opened = [OpenedFile(path) for path in self.files]
         self.tensors = self._read()
 

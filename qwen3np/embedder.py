@@ -77,7 +77,7 @@ class Embedder:
             local_files_only=local_files_only,
         )
         modules = load_modules(folder)
-        self.checkpoint = Checkpoint(folder / modules.path)
+        self.checkpoint = Checkpoint(folder, modules.path)
         self.config = self.checkpoint.config
         self.tokenizer, modules = open_embedder(folder, self.checkpoint, modules, escape_special_tokens)
         self.prompts = {"query": "", "document": "", **modules.prompts, **(prompts or {})}
@@ -87,7 +87,7 @@ class Embedder:
         self.similarity_fn_name = check_similarity(similarity_fn_name or modules.similarity_fn_name)
         self._normalizes = modules.normalizes
         self.truncate_dim = self._check_dim(modules.truncate_dim if truncate_dim is None else truncate_dim)
-        own = max_seq_length_of(modules.transformer, self.checkpoint.folder, self.config)
+        own = max_seq_length_of(modules.transformer, self.checkpoint.transformer_folder, self.config)
         limit = max(self.config.max_position_embeddings, own)
         self.max_seq_length = own if max_seq_length is None else max_seq_length
         if type(self.max_seq_length) is not int or not 1 <= self.max_seq_length <= limit:

@@ -176,7 +176,7 @@ def open_embedder(
     this is what an embedding model made of Qwen3 was trained for. So its last token is pooled and normalised;
     and where the sizes are those of Qwen3-Embedding, of which folders of config, tokenizer and weights alone
     are usually plain copies, its published prompts are used."""
-    where = checkpoint.folder
+    where = checkpoint.transformer_folder
     config = load_tokenizer_config(where)
     name = published_name(folder, checkpoint.config)
     listed = (folder / "modules.json").is_file()
@@ -229,7 +229,7 @@ def open_reranker(
     """The tokenizer of a reranker, and the instruction that its files give, if they do; one warning where it
     is a guess that the model reads the model card's conversation. Raises CheckpointError for an embedding
     model and for a reranker that reads something else."""
-    where, name = checkpoint.folder, published_name(folder, checkpoint.config)
+    where, name = checkpoint.transformer_folder, published_name(folder, checkpoint.config)
     is_classifier = "score.weight" in checkpoint.tensors
     if modules.is_listed and is_classifier == (modules.answers is not None):
         listed = "has LogitScore" if modules.answers else "is that of a sequence classifier"

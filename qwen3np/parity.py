@@ -118,7 +118,7 @@ def transformers_stages(
     from transformers import AutoConfig, AutoModel
 
     stored = _TorchTensors(checkpoint)
-    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(checkpoint.transformer_folder, local_files_only=True)
     layers = config.num_hidden_layers
     used, ids = np.unique(np.concatenate([np.asarray(ids) for ids in texts]), return_inverse=True)
     config.num_hidden_layers, config.layer_types = 1, config.layer_types[:1]

@@ -81,7 +81,7 @@ class Reranker:
             local_files_only=local_files_only,
         )
         modules = load_reranker_modules(folder)
-        self.checkpoint = Checkpoint(folder / modules.path)
+        self.checkpoint = Checkpoint(folder, modules.path)
         self.config = self.checkpoint.config
         self.tokenizer, own = open_reranker(folder, self.checkpoint, modules)
         self.escape_special_tokens = escape_special_tokens
