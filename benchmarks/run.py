@@ -36,8 +36,8 @@ from qwen3np.kernels import isa
 from workers import DEPTHS, LAYERS, Extrapolated, Models, Worker
 from workloads import Rerank, Workload, workloads
 
+from qwen3np.cores import usable_cores
 from qwen3np.synth import synthesize
-from qwen3np.threads import usable_cores
 
 RESULTS = Path(__file__).parent / "results" / "run.json"
 THREADS = min(2, usable_cores())

@@ -132,8 +132,8 @@ class Checkpoint:
         self.config = Config.load(self.transformer_folder / "config.json")
         if (self.transformer_folder / "adapter_config.json").is_file():
             raise CheckpointError(
-                f"{self.transformer_folder}: holds adapter_config.json, a LoRA adapter beside its base model; merge it "
-                "first (peft: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)), "
+                f"{self.transformer_folder}: holds adapter_config.json, a LoRA adapter beside its base model; "
+                "merge it first (peft: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)), "
                 "or remove the file if the weights are merged"
             )
         self.files = _weight_files(self.transformer_folder)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import parity, reference, synth
 from .backends import Backend
 from .checkpoint import Checkpoint
-from .threads import usable_cores
+from .cores import usable_cores
 
 OK, BAD = "ok", "BAD"
 NEEDS_WEIGHTS, OTHER_TOKENIZER = "needs the published weights", "another tokenizer"

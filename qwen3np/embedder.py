@@ -16,6 +16,7 @@ from .backends import check_backend, make_backend
 from .checkpoint import Checkpoint
 from .hub import locate
 from .modules import load_modules, max_seq_length_of, open_embedder
+from .pickling import PickledByArguments
 from .progress import progress_bar
 from .quantization import PRECISIONS, quantize_embeddings
 from .search import check_similarity, similarity, similarity_pairwise
@@ -30,7 +31,7 @@ OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
 INSTRUCTION = "Instruct: {}\nQuery:"  # model card; nothing between the colon and the text
 
 
-class Embedder:
+class Embedder(PickledByArguments):
     """A Qwen3-Embedding model.
 
     Args:
@@ -47,6 +48,8 @@ class Embedder:
     Raises CheckpointError if the model's files are missing, damaged or of a model this package does not
     compute.
     """
+
+    SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "max_seq_length")
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ def machine() -> dict[str, str]:
     import numpy
     from llvmlite import binding
 
-    from .threads import usable_cores
+    from .cores import usable_cores
 
     features = binding.get_host_cpu_features()
     names = ("avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "amx-int8", "neon", "bf16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from .engine import Prefix, Stream, Work, encode, layer_stages
 from .kernels import attention, isa, matmul
 from .kernels.compiled import compile_for
 from .kernels.keys_values import AT_ONCE, shapes
-from .kernels.team import STOP, new_team
-from .threads import Lock, Pool
+from .kernels.team import new_team
+from .progress import bar
+from .threads import Job, Pool
 from .weights import allocate, is_bfloat16, pack, pad
 
 PRECISIONS = ("highest", "high", "medium")
@@ -26,6 +28,22 @@ BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's wi
 GATHER_PANELS = 64  # at a time: a stream of 32,768 tokens at once would take 400 MB beside itself
 # bfloat16 parts of an activation, key or value on tiles. Pairs have one; 0 stands for float32.
 PARTS = {"highest": 3, "high": 2, "medium": 1}
+
+
+class Workspace:
+    """What calls write and later calls use again: work arrays, the tables of RoPE, beginnings of texts."""
+
+    def __init__(self, none: Beginning) -> None:
+        self.kept = Beginnings(none)
+        self.cos = self.sin = np.empty((0, 0), np.float32)
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+        """A work array, kept from step to step: zeros when new, then what the step before left."""
+        size = int(np.prod(shape))
+        if self._arrays.get(name, np.empty(0)).size < size:
+            self._arrays[name] = allocate((size,), dtype)
+        return self._arrays[name][:size].reshape(shape)
 
 
 class NumbaBackend:
@@ -50,21 +68,17 @@ class NumbaBackend:
         # Tiles stream the weights at the memory's speed with 128 tokens of two parts, and hold those in L2.
         self._block_panels = BLOCK_PANELS // self._parts // 2 * 2 if self._tiles else BLOCK_PANELS
         self.config = checkpoint.config
-        self.pool = Pool(num_threads)
+        none = self._beginning(())
+        self._new_workspace = partial(Workspace, none)
+        self.pool: Pool[Workspace] = Pool(num_threads, self._new_workspace)
         self._embed_tokens = checkpoint.weights().embed_tokens
         self._release = checkpoint.release
         self._norm = checkpoint.weights().norm
-        self._team = new_team()
-        self._lock = Lock()
-        self._cos = self._sin = np.empty((0, 0), np.float32)
-        self._buffers: dict[str, NDArray[Any]] = {}
-        with _progress(checkpoint.config.num_hidden_layers) as bar:
-            self._weights = pack(
-                checkpoint, self.pool, lambda done, layers: bar.update(done - bar.n), self._tiles
-            )
-        none = self._beginning(())
-        self._kept = Beginnings(none)
-        compile_for(encode, (*self._arguments([[0]], none, none)[0], 0, 1))
+        layers = checkpoint.config.num_hidden_layers
+        with bar(total=layers, desc="packing weights", unit="layer", delay=2, leave=False) as shown:
+            self._weights = pack(checkpoint, self.pool, shown.update, self._tiles)
+        arguments, _ = self.pool.call(lambda job: self._arguments(job, [[0]], none, none))
+        compile_for(encode, (*arguments, 0, 1))
 
     def __repr__(self) -> str:
         return f"numba, {self.isa}, matmul_precision {self.matmul_precision}, {self.num_threads} threads"
@@ -87,42 +101,46 @@ class NumbaBackend:
         the texts begin with it. Neither changes a bit. batch_size: texts computed at a time, at the most.
         progress: called with the number of texts that were computed since its last call. Safe to call from
         several Python threads: one at a time computes."""
-        states = np.empty((len(texts), self.config.hidden_size), np.float32)
         if len(texts) == 0:
-            return states
-        with self._lock():
-            for ids in worth_computing(texts, prefix, self._kept):
-                self._keep(ids)
-            known = self._kept.longest(shared_by(texts))
-            for first, last in steps([len(ids) for ids in texts], len(known), batch_size):
-                states[first:last] = self._run(texts[first:last], known, self._kept.none)
-                progress(last - first)
+            return np.empty((0, self.config.hidden_size), np.float32)
+        states = self.pool.call(lambda job: self._encode(job, texts, prefix, batch_size), progress)
         return reference.rms_norm(states, self._norm, np.float32(self.config.rms_norm_eps))
 
-    def _run(self, texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning) -> NDArray[np.float32]:
-        arguments, pooled_x = self._arguments(texts, known, saved)
-        self.pool.run(encode, *arguments, stop=self._stop)
+    def _encode(
+        self, job: Job[Workspace], texts: Sequence[Sequence[int]], prefix: Sequence[int], most: int | None
+    ) -> NDArray[np.float32]:
+        states = np.empty((len(texts), self.config.hidden_size), np.float32)
+        kept = job.workspace.kept
+        for ids in worth_computing(texts, prefix, kept):
+            beginning = self._beginning(ids)
+            self._run(job, [ids], kept.longest(ids), beginning)
+            kept.add(beginning)
+        known = kept.longest(shared_by(texts))
+        for first, last in steps([len(ids) for ids in texts], len(known), most):
+            states[first:last] = self._run(job, texts[first:last], known, kept.none)
+            job.advance(last - first)
+        return states
+
+    def _run(
+        self, job: Job[Workspace], texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning
+    ) -> NDArray[np.float32]:
+        arguments, pooled_x = self._arguments(job, texts, known, saved)
+        job.run(encode, *arguments)
         pooled_TD = pooled_x.transpose(0, 2, 1).reshape(-1, pooled_x.shape[1])
         return pooled_TD[: len(texts), : self.config.hidden_size]
 
     def token_states(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Token ids of each text -> the final states of all its tokens, [len(ids), hidden_size]."""
-        none, D, results = self._kept.none, self.config.hidden_size, []
-        with self._lock():
-            for ids in texts:
-                arguments, _ = self._arguments([ids], none, none, every_token=True)
-                self.pool.run(encode, *arguments, stop=self._stop)
-                x = arguments[2].x
-                states_TD = x.transpose(0, 2, 1).reshape(-1, x.shape[1])[: len(ids), :D].copy("C")
-                results.append(
-                    reference.rms_norm(states_TD, self._norm, np.float32(self.config.rms_norm_eps))
-                )
-        return results
+        eps = np.float32(self.config.rms_norm_eps)
+        states = self.pool.call(lambda job: [self._token_states(job, ids) for ids in texts])
+        return [reference.rms_norm(states_TD, self._norm, eps) for states_TD in states]
 
-    def _keep(self, ids: tuple[int, ...]) -> None:
-        beginning = self._beginning(ids)
-        self._run([ids], self._kept.longest(ids), beginning)
-        self._kept.add(beginning)
+    def _token_states(self, job: Job[Workspace], ids: Sequence[int]) -> NDArray[np.float32]:
+        none = job.workspace.kept.none
+        arguments, _ = self._arguments(job, [ids], none, none, every_token=True)
+        job.run(encode, *arguments)
+        x = arguments[2].x
+        return x.transpose(0, 2, 1).reshape(-1, x.shape[1])[: len(ids), : self.config.hidden_size].copy("C")
 
     def _beginning(self, ids: tuple[int, ...]) -> Beginning:
         """Its keys and values are zeros yet."""
@@ -138,8 +156,7 @@ class NumbaBackend:
     def with_threads(self, num_threads: int) -> NumbaBackend:
         """A backend of its own on another number of threads, on the same packed weights."""
         other = copy.copy(self)
-        other.pool, other._team, other._lock, other._buffers = Pool(num_threads), new_team(), Lock(), {}
-        other._kept = Beginnings(self._kept.none)
+        other.pool = Pool(num_threads, self._new_workspace)
         return other
 
     def stages(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -147,10 +164,11 @@ class NumbaBackend:
         yield from self.with_threads(self.num_threads)._stages(texts)  # encode may be called between two
 
     def _stages(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[Any]]]:
-        none = self._kept.none
-        (layers, weights, work, stream, *_, eps, group, head_dim, team), _ = self._arguments(
-            texts, none, none
-        )
+        def prepare(job: Job[Workspace]) -> tuple[Any, ...]:
+            none = job.workspace.kept.none
+            return self._arguments(job, texts, none, none)[0]
+
+        layers, weights, work, stream, *_, eps, group, head_dim, _ = self.pool.call(prepare)
         ends = np.cumsum([len(ids) for ids in texts])
         parts = {"self_attn": np.zeros_like(work.x), "mlp": np.zeros_like(work.x)}
 
@@ -162,9 +180,9 @@ class NumbaBackend:
         for i in range(layers):
             for part in parts.values():
                 part[:] = 0
-            arguments = (i, weights, work, stream, *parts.values(), eps, group, head_dim, team)
-            compile_for(layer_stages, (*arguments, 0, 1))
-            self.pool.run(layer_stages, *arguments, stop=self._stop)
+            arguments = (i, weights, work, stream, *parts.values(), eps, group, head_dim)
+            compile_for(layer_stages, (*arguments, new_team(), 0, 1))
+            self.pool.call(lambda job, a=arguments: job.run(layer_stages, *a, job.team))  # type: ignore[misc]
             for name, part in parts.items():
                 yield f"layers.{i}.{name}", rows(part)
             yield f"layers.{i}", rows(work.x)
@@ -172,18 +190,17 @@ class NumbaBackend:
         yield "norm", states
         yield "pooled", reference.normalize(states[ends - 1])
 
-    def _stop(self, asked: bool) -> None:
-        if asked:
-            self._team[STOP] = 1
-        else:  # no thread is in the kernel any more
-            self._team[:] = 0
-
     def _arguments(
-        self, texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning, every_token: bool = False
+        self,
+        job: Job[Workspace],
+        texts: Sequence[Sequence[int]],
+        known: Beginning,
+        saved: Beginning,
+        every_token: bool = False,
     ) -> tuple[tuple[Any, ...], NDArray[Any]]:
         """What the kernel takes for one step, up to the thread's number; and the array of its result. With
         every_token the result is the stream, `Work.x`."""
-        c = self.config
+        c, workspace = self.config, job.workspace
         lengths = np.array([len(ids) for ids in texts])
         own = lengths - len(known)  # tokens that the stream holds
         ends = np.cumsum(own)
@@ -192,7 +209,7 @@ class NumbaBackend:
         places = -(-lengths // AT_ONCE) * AT_ONCE
         key_begins, keys = np.cumsum(places) - places, int(places.sum())
         panels, pooled_panels = -(-ends[-1] // 16), -(-len(texts) // 16)
-        work = self._work(panels, keys)
+        work = self._work(workspace, panels, keys)
         ids = np.concatenate([np.asarray(ids[len(known) :], np.int64) for ids in texts])
         for first in range(0, panels, GATHER_PANELS):
             x = work.x[first : first + GATHER_PANELS]
@@ -202,27 +219,37 @@ class NumbaBackend:
             x[:] = rows.reshape(len(x), 16, D).transpose(0, 2, 1)
             if panels * 16 > STEP_TOKENS:  # the rows of a long text are all over the file: 300 MB of pages
                 self._release()
-        pooled_x = self._buffer("pooled", (pooled_panels, D, 16))
+        pooled_x = workspace.array("pooled", (pooled_panels, D, 16))
         pooled_x[:] = 0
         positions = len(known) + np.arange(ends[-1]) - np.repeat(begins, own)
         place = np.repeat(key_begins, own) + positions
         segments = text_segments(begins, ends, key_begins, len(known))
-        everything = self._stream(place, keys, positions, *segments)
-        pooled = self._stream(place[ends - 1], keys, lengths - 1, *pooled_segments(lengths, key_begins))
+        everything = self._stream(workspace, place, keys, positions, *segments)
+        segments = pooled_segments(lengths, key_begins)
+        pooled = self._stream(workspace, place[ends - 1], keys, lengths - 1, *segments)
         group = c.num_attention_heads // c.num_key_value_heads
         prefixes = (
             Prefix(b.keys, b.values, pad(len(b), AT_ONCE), key_begins.astype(np.int64))
             for b in (known, saved)
         )
-        fixed = (np.float32(c.rms_norm_eps), group, c.head_dim, self._team)
+        fixed = (np.float32(c.rms_norm_eps), group, c.head_dim, job.team)
         stream_arguments = (everything, pooled_x, pooled, ends[: 0 if every_token else None] - 1)
         return (c.num_hidden_layers, self._weights, work, *stream_arguments, *prefixes, *fixed), pooled_x
 
-    def _stream(self, key_places: Any, nowhere: int, positions: Any, panel_of: Any, segments: Any) -> Stream:
+    def _stream(
+        self,
+        workspace: Workspace,
+        key_places: Any,
+        nowhere: int,
+        positions: Any,
+        panel_of: Any,
+        segments: Any,
+    ) -> Stream:
+        c = self.config
         panels = -(-len(positions) // 16)
         longest = int(positions.max()) + 1
-        if len(self._cos) < longest:
-            self._cos, self._sin = reference.rope_table(longest, self.config.head_dim, self.config.rope_theta)
+        if len(workspace.cos) < longest:
+            workspace.cos, workspace.sin = reference.rope_table(longest, c.head_dim, c.rope_theta)
         position = np.zeros(panels * 16, np.int64)
         position[: len(positions)] = positions
         places = np.full((panels, 16), nowhere, np.float32)  # of lanes behind the end, too
@@ -232,9 +259,9 @@ class NumbaBackend:
             return np.ascontiguousarray(table[position].reshape(panels, 16, -1).transpose(0, 2, 1))
 
         starts = np.searchsorted(panel_of, np.arange(panels + 1))
-        return Stream(lanes(self._cos), lanes(self._sin), places, starts, segments)
+        return Stream(lanes(workspace.cos), lanes(workspace.sin), places, starts, segments)
 
-    def _work(self, panels: int, keys: int) -> Work:
+    def _work(self, workspace: Workspace, panels: int, keys: int) -> Work:
         c = self.config
         H, F = c.head_dim, pad(c.intermediate_size, 32)
         NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
@@ -247,31 +274,24 @@ class NumbaBackend:
             keys + AT_ONCE
         )  # the last for lanes behind the stream's end
         return Work(
-            x=self._buffer("x", (panels, D, 16)),
-            keys=self._buffer("keys", key_shape, kind),
-            values=self._buffer("values", value_shape, kind),
-            h=self._operand("h", D),
-            q=self._buffer("q", (fixed, pad(NH, 32), 16)),
-            kv=self._buffer("kv", (fixed, pad(2 * KH, 32), 16)),
-            attended=self._operand("attended", pad(NH, 32)),
-            act=self._operand("act", F),
-            scratch=self._buffer("scratch", (self.num_threads, scratch)),
+            x=workspace.array("x", (panels, D, 16)),
+            keys=workspace.array("keys", key_shape, kind),
+            values=workspace.array("values", value_shape, kind),
+            h=self._operand(workspace, "h", D),
+            q=workspace.array("q", (fixed, pad(NH, 32), 16)),
+            kv=workspace.array("kv", (fixed, pad(2 * KH, 32), 16)),
+            attended=self._operand(workspace, "attended", pad(NH, 32)),
+            act=self._operand(workspace, "act", F),
+            scratch=workspace.array("scratch", (self.num_threads, scratch)),
         )
 
-    def _operand(self, name: str, rows: int) -> NDArray[Any]:
+    def _operand(self, workspace: Workspace, name: str, rows: int) -> NDArray[Any]:
         """Of one block. Its padding must be zero and stays it, since its shape is the same at every step."""
         if self._tiles:
-            return self._buffer(name, (self._block_panels, self._parts, rows // 2, 32), np.uint16)
+            return workspace.array(name, (self._block_panels, self._parts, rows // 2, 32), np.uint16)
         if self._parts:
-            return self._buffer(name, (self._block_panels, rows // 2, 32), np.uint16)
-        return self._buffer(name, (self._block_panels, rows, 16))
-
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """A work array, kept from step to step: zeros when new, then what the step before left."""
-        size = int(np.prod(shape))
-        if self._buffers.get(name, np.empty(0)).size < size:
-            self._buffers[name] = allocate((size,), dtype)
-        return self._buffers[name][:size].reshape(shape)
+            return workspace.array(name, (self._block_panels, rows // 2, 32), np.uint16)
+        return workspace.array(name, (self._block_panels, rows, 16))
 
 
 def steps(lengths: Sequence[int], known: int = 0, most: int | None = None) -> list[tuple[int, int]]:
@@ -306,9 +326,3 @@ def pooled_segments(lengths: NDArray[Any], key_begins: NDArray[Any]) -> tuple[ND
     """The same for the last tokens of the texts, each a lane of its own."""
     i = np.arange(len(lengths))
     return i // 16, np.stack([key_begins, key_begins + lengths, i % 16, i % 16 + 1], axis=1)
-
-
-def _progress(layers: int) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=layers, desc="packing weights", unit="layer", delay=2, leave=False)

@@ -19,6 +19,7 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .hub import locate
 from .modules import load_reranker_modules, open_reranker
+from .pickling import PickledByArguments
 from .progress import progress_bar
 from .soundness import check_rows, check_states
 from .torch_only import refuse
@@ -36,7 +37,7 @@ def sigmoid(x: NDArray[Any]) -> NDArray[Any]:
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
 
 
-class Reranker:
+class Reranker(PickledByArguments):
     """A Qwen3-Reranker model. The argument names and their meaning are those of sentence-transformers'
     CrossEncoder.
 
@@ -54,6 +55,8 @@ class Reranker:
 
     Raises CheckpointError if the model's files are missing, damaged, or those of an embedding model.
     """
+
+    SETTINGS = ("instruction", "max_length", "escape_special_tokens")
 
     def __init__(
         self,

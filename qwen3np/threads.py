@@ -1,5 +1,11 @@
-"""A pool of threads that run one kernel side by side. Kernels hold no GIL, so these are as good as C
-threads."""
+"""A pool of threads that run one kernel side by side, behind a queue of jobs.
+
+A caller hands a job over and waits. The job runs on the pool's first thread, and what calls write, the
+workspace, is touched there alone. Python runs signal handlers on the main thread, never on a pool's, so the
+exception of one (Ctrl-C, a timeout) leaves nothing half done: wherever it strikes the caller, the job is
+cancelled, its threads stop at their next block, and the next job finds the workspace in order. Kernels hold
+no GIL, so these threads are as good as C threads.
+"""
 
 from __future__ import annotations
 
@@ -7,109 +13,234 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from .cores import usable_cores
+from .kernels.team import STOP, new_team
+
+Workspace = TypeVar("Workspace")
+Result = TypeVar("Result")
+
+_forks = 0  # between this process and the one that imported this module
+_starting = threading.RLock()
 
 
-class Lock:
-    """A lock that a forked child does not inherit in a locked state. Use: `with lock():`"""
-
-    def __init__(self) -> None:
-        self._lock, self._pid = threading.Lock(), os.getpid()
-
-    def __call__(self) -> threading.Lock:
-        if self._pid != os.getpid():
-            self._lock, self._pid = threading.Lock(), os.getpid()
-        return self._lock
+def _forked() -> None:
+    """A child has one thread, and none of a pool's; the lock may have been held by another."""
+    global _forks, _starting
+    _forks += 1
+    _starting = threading.RLock()
 
 
-class Pool:
-    """Threads that sleep until there is work. A forked child starts its own at its first call."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
-    def __init__(self, num_threads: int | None = None) -> None:
+
+class Cancelled(Exception):
+    """Ends a job whose caller has gone."""
+
+
+class Job(Generic[Workspace]):
+    """One call of a function on a pool's first thread: `function(job)`.
+
+    workspace: what the pool's jobs keep from one to the next.
+    team: the counters of the kernels' barriers, for this job alone.
+    """
+
+    workspace: Workspace
+
+    def __init__(self, function: Callable[[Job[Workspace]], Any]) -> None:
+        self._function: Callable[[Job[Workspace]], Any] | None = function
+        self._helpers: list[SimpleQueue[Any]] = []
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._forks = _forks
+        self.team = new_team()
+        self.done = self.cancelled = False
+        self.advanced = 0
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        """kernel(*arguments, thread, num_threads) on every thread of the pool; returns when all are done.
+
+        Raises Cancelled when the caller has gone, and what a thread raised."""
+        self.check()
+        ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        num_threads = 1 + len(self._helpers)
+        for thread, queue in enumerate(self._helpers, 1):
+            queue.put((kernel, (*arguments, thread, num_threads), ended))
+        failures = [_attempt(kernel, (*arguments, 0, num_threads)), *(ended.get() for _ in self._helpers)]
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        self.check()
+
+    def check(self) -> None:
+        """Raise Cancelled when the caller has gone."""
+        if self.cancelled:
+            raise Cancelled
+
+    def advance(self, steps: int) -> None:
+        """Let the caller know of progress."""
+        self.advanced += steps
+        self._notify()
+
+    def execute(self, helpers: list[SimpleQueue[Any]], workspace: Workspace) -> None:
+        """On the pool's first thread. A job may be handed over twice; it runs once."""
+        if self.done:
+            return
+        self._helpers, self.workspace = helpers, workspace
+        try:
+            self.check()
+            assert self._function is not None
+            self.result = self._function(self)
+        except BaseException as error:
+            self.error = error
+        self._function = None  # and with it what it holds: a caller may keep the job in a traceback
+        self.done = True
+        self._notify()
+
+    def wait(self, progress: Callable[[int], object]) -> None:
+        """Until the job is done, on the caller's thread. Everything is read from attributes, so that an
+        exception that strikes between two steps loses nothing."""
+        seen = 0
+        while not self.done:
+            self._wait()
+            if self.advanced > seen:
+                steps, seen = self.advanced - seen, self.advanced
+                progress(steps)
+        if self.error is not None:
+            raise self.error
+        if self.advanced > seen:
+            progress(self.advanced - seen)
+
+    def settle(self, jobs: SimpleQueue[Any]) -> None:
+        """Wait until no thread works on a cancelled job, whatever strikes meanwhile; raises what struck last.
+
+        It is handed over once more, since an exception may have struck before it was: so it ends."""
+        struck = None
+        while True:
+            try:
+                self.team[STOP] = 1
+                jobs.put(self)
+                while not self.done:
+                    self._wait()
+                break
+            except BaseException as error:
+                struck = error
+                if self._forks != _forks:
+                    break
+        if struck is not None:
+            raise struck
+
+    def _wait(self) -> None:
+        # At most a second at a time: a signal handler may fork, and its child waits for threads it has not.
+        self._wake.acquire(timeout=1.0)
+        if self._forks != _forks:
+            raise RuntimeError(
+                "the process was forked inside a call, by a signal handler or a progress callback: the call "
+                "goes on in the parent alone"
+            )
+
+    def _notify(self) -> None:
+        if self._wake.locked():  # only the pool's first thread releases it
+            self._wake.release()
+
+
+class Pool(Generic[Workspace]):
+    """Threads that sleep until there is a job. A forked child starts its own, with a new workspace, at its
+    first call.
+
+    Args:
+        num_threads: default: the cores this process may use.
+        workspace: makes what jobs keep from one to the next.
+    """
+
+    def __init__(self, num_threads: int | None = None, workspace: Callable[[], Any] = lambda: None) -> None:
         usable = usable_cores()
         self.num_threads = usable if num_threads is None else num_threads
         if type(self.num_threads) is not int or not 1 <= self.num_threads <= usable:
             raise ValueError(
                 f"num_threads = {num_threads!r} must be between 1 and {usable}, the usable cores"
             )
-        self._pid = 0  # no threads yet
+        self._workspace = workspace
+        self._crew: _Crew | None = None
 
-    def run(
-        self, kernel: Callable[..., None], *arguments: Any, stop: Callable[[bool], None] | None = None
-    ) -> None:
-        """kernel(*arguments, thread, num_threads) on every thread; returns when all are done.
+    def call(
+        self,
+        function: Callable[[Job[Workspace]], Result],
+        progress: Callable[[int], object] = lambda steps: None,
+    ) -> Result:
+        """function(job) on the pool's first thread, behind the jobs of other callers; returns its result.
 
-        On an interrupt (Ctrl-C) `stop(True)` asks the kernel to end early; it is raised when all threads have
-        ended.
-        """
-        if self._pid != os.getpid():
-            self._start()
-        done: SimpleQueue[BaseException | None] = SimpleQueue()
-        for queue in self._queues:
-            queue.put((kernel, arguments, done))
-        waiting, interrupt, failure = self.num_threads, None, None
-        while waiting:
-            try:
-                failure = done.get() or failure
-                waiting -= 1
-            except KeyboardInterrupt as error:
-                interrupt = error
-                if stop is not None:
-                    stop(True)
-        if interrupt is not None:
-            if stop is not None:
-                stop(False)
-            raise interrupt
-        if failure is not None:
-            raise failure
+        Args:
+            function: may call `job.run`, which runs a kernel on all threads.
+            progress: called on this thread with the steps that `job.advance` was told of since the last call.
 
-    def _start(self) -> None:
-        self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(self.num_threads)]
-        self._pid = os.getpid()
-        for thread, queue in enumerate(self._queues):
-            worker = threading.Thread(
-                target=_work, args=(queue, thread, self.num_threads), name=f"qwen3np-{thread}", daemon=True
-            )
-            worker.start()
-        weakref.finalize(self, _end, self._queues)
-
-
-def _work(queue: SimpleQueue[Any], thread: int, num_threads: int) -> None:
-    while (job := queue.get()) is not None:
-        kernel, arguments, done = job
+        Raises what the function raised. An exception of a signal handler or of `progress` cancels the job,
+        and is raised when no thread works on it any more."""
+        jobs = self._started()
+        job: Job[Workspace] = Job(function)
         try:
-            kernel(*arguments, thread, num_threads)
-            done.put(None)
-        except BaseException as error:
-            done.put(error)
-        del job, kernel, arguments, done  # a sleeping thread keeps no arrays alive
+            jobs.put(job)
+            job.wait(progress)
+        except BaseException:
+            job.cancelled = True  # first: whatever strikes from here on, the job ends by itself
+            job.settle(jobs)
+            raise
+        result: Result = job.result
+        return result
+
+    def _started(self) -> SimpleQueue[Any]:
+        crew = self._crew
+        if crew is None or crew.forks != _forks:
+            with _starting:
+                crew = self._crew
+                if crew is None or crew.forks != _forks:
+                    self._crew = crew = _Crew(self.num_threads, self._workspace())
+        return crew.jobs
 
 
-def _end(queues: list[SimpleQueue[Any]]) -> None:
-    for queue in queues:
-        queue.put(None)
+class _Crew:
+    """The threads of a pool in one process. They end with this object."""
+
+    def __init__(self, num_threads: int, workspace: Any) -> None:
+        self.forks = _forks
+        self.jobs: SimpleQueue[Any] = SimpleQueue()
+        helpers: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(num_threads - 1)]
+        weakref.finalize(self, _end, [self.jobs, *helpers], _forks)
+        # The threads refer to the queues, not to this object.
+        threads = [threading.Thread(target=_lead, args=(self.jobs, helpers, workspace))]
+        threads += [threading.Thread(target=_help, args=(queue,)) for queue in helpers]
+        for number, thread in enumerate(threads):
+            thread.name, thread.daemon = f"qwen3np-{number}", True
+            thread.start()
 
 
-def usable_cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its control group (a container's CPU
-    limit)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(_cgroup_quota() + 0.5)))
+def _lead(jobs: SimpleQueue[Any], helpers: list[SimpleQueue[Any]], workspace: Any) -> None:
+    while (job := jobs.get()) is not None:
+        job.execute(helpers, workspace)
+        del job  # a sleeping thread keeps no arrays alive
 
 
-def _cgroup_quota() -> float:
-    """Cores' worth of time: cgroup v2's cpu.max "quota period", or v1's two files; infinite without a
-    limit."""
-    for quota, period in (
-        ("/sys/fs/cgroup/cpu.max", None),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-    ):
-        try:
-            numbers = Path(quota).read_text().split() + (Path(period).read_text().split() if period else [])
-            if float(numbers[0]) > 0:
-                return float(numbers[0]) / float(numbers[1])
-        except (OSError, ValueError, IndexError, ZeroDivisionError):
-            continue  # no such file, or "max"
-    return 1e9
+def _help(queue: SimpleQueue[Any]) -> None:
+    while (share := queue.get()) is not None:
+        kernel, arguments, ended = share
+        ended.put(_attempt(kernel, arguments))
+        del share, kernel, arguments, ended
+
+
+def _attempt(kernel: Callable[..., None], arguments: tuple[Any, ...]) -> BaseException | None:
+    try:
+        kernel(*arguments)
+    except BaseException as error:
+        return error
+    return None
+
+
+def _end(queues: list[SimpleQueue[Any]], forks: int) -> None:
+    if forks == _forks:
+        for queue in queues:
+            queue.put(None)

@@ -14,8 +14,12 @@ from .checkpoint import Checkpoint, widen
 from .kernels.compiled import compile_for, entry_point
 from .kernels.panels import pack_tiles
 from .kernels.team import share
-from .threads import Pool
+from .threads import Job, Pool
 
+# Windows has no fork, and no such flags.
+PRIVATE: dict[str, Any] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+)
 FRONT = 64  # bytes before the first weight: the kernels read two bytes in front of a row
 
 
@@ -46,10 +50,12 @@ def pack_share(source: Any, packed: Any, tile: int, tile_step: int, thread: int,
 
 
 def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros, aligned, in huge pages where the system gives them: at 16 tokens a forward pass touches every
-    page once."""
+    """Zeros, aligned, in memory of this process alone, in huge pages where the system gives them.
+
+    At 16 tokens a forward pass touches every page once. mmap's default, shared memory, gets no huge pages,
+    and a forked child would write into its parent's."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = mmap.mmap(-1, size + FRONT)
+    memory = mmap.mmap(-1, size + FRONT, **PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -76,10 +82,9 @@ def is_bfloat16(checkpoint: Checkpoint) -> bool:
 
 
 def pack(
-    checkpoint: Checkpoint, pool: Pool, progress: Callable[[int, int], None], tiles: bool = False
+    checkpoint: Checkpoint, pool: Pool[Any], progress: Callable[[int], object], tiles: bool = False
 ) -> PackedWeights:
-    """Pack all layers, on all threads, in tiles if asked to; `progress(layers_done, layers)` is called after
-    each."""
+    """Pack all layers, on all threads, in tiles if asked to; `progress(1)` is called after each."""
     c, tensors = checkpoint.config, checkpoint.tensors
     L, D, F, H = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.head_dim
     NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
@@ -104,31 +109,36 @@ def pack(
         input_layernorm=np.empty((L, D), np.float32),
         post_attention_layernorm=np.empty((L, D), np.float32),
     )
-    for i in range(L):
 
-        def stored(name: str, i: int = i) -> NDArray[Any]:
-            data = tensors[f"layers.{i}.{name}.weight"].data
-            return data if bfloat16 else widen(data)
+    def words(packed: NDArray[Any]) -> NDArray[np.uint32]:
+        as_words = packed.view(np.uint32)
+        return as_words if tiles else as_words.reshape(len(packed), -1, 16)
 
-        def put(source: NDArray[Any], packed: NDArray[Any], tile: int = 0, tile_step: int = 1) -> None:
-            words = packed.view(np.uint32)
-            if not tiles:
-                words = words.reshape(len(packed), -1, 16)
-            arguments = (as_uint32(source), words, tile, tile_step)
-            compile_for(pack_share, (*arguments, 0, 1))
-            pool.run(pack_share, *arguments)
+    def put(job: Job[Any], source: NDArray[Any], packed: NDArray[Any], tile: int = 0, step: int = 1) -> None:
+        job.run(pack_share, as_uint32(source), words(packed), tile, step)
 
-        put(stored("self_attn.q_proj"), w.q_proj[i])
-        key_value = np.concatenate([stored("self_attn.k_proj"), stored("self_attn.v_proj")])
-        put(key_value, w.kv_proj[i])
-        put(stored("self_attn.o_proj"), w.o_proj[i])
-        put(stored("mlp.gate_proj"), w.gate_up_proj[i], 0, 2)
-        put(stored("mlp.up_proj"), w.gate_up_proj[i], 1, 2)
-        put(stored("mlp.down_proj"), w.down_proj[i])
-        for name in ("q_norm", "k_norm"):
-            getattr(w, name)[i] = tensors[f"layers.{i}.self_attn.{name}.weight"].widen()
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            getattr(w, name)[i] = tensors[f"layers.{i}.{name}.weight"].widen()
-        checkpoint.release()
-        progress(i + 1, L)
+    def pack_layers(job: Job[Any]) -> None:
+        for i in range(L):
+
+            def stored(name: str, i: int = i) -> NDArray[Any]:
+                data = tensors[f"layers.{i}.{name}.weight"].data
+                return data if bfloat16 else widen(data)
+
+            put(job, stored("self_attn.q_proj"), w.q_proj[i])
+            key_value = np.concatenate([stored("self_attn.k_proj"), stored("self_attn.v_proj")])
+            put(job, key_value, w.kv_proj[i])
+            put(job, stored("self_attn.o_proj"), w.o_proj[i])
+            put(job, stored("mlp.gate_proj"), w.gate_up_proj[i], 0, 2)
+            put(job, stored("mlp.up_proj"), w.gate_up_proj[i], 1, 2)
+            put(job, stored("mlp.down_proj"), w.down_proj[i])
+            for name in ("q_norm", "k_norm"):
+                getattr(w, name)[i] = tensors[f"layers.{i}.self_attn.{name}.weight"].widen()
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                getattr(w, name)[i] = tensors[f"layers.{i}.{name}.weight"].widen()
+            checkpoint.release()
+            job.advance(1)
+
+    nothing = as_uint32(np.empty((0, 2), np.uint16 if bfloat16 else np.float32))
+    compile_for(pack_share, (nothing, words(w.q_proj[0]), 0, 1, 0, 1))
+    pool.call(pack_layers, progress)
     return w

@@ -171,9 +171,9 @@ def test_what_texts_share_is_computed_once(tiny, monkeypatch):
     computed = []
     run = model.backend._run
 
-    def counting(batch, known, saved):
+    def counting(job, batch, known, saved):
         computed.append(sum(len(text) - len(known) for text in batch))
-        return run(batch, known, saved)
+        return run(job, batch, known, saved)
 
     monkeypatch.setattr(model.backend, "_run", counting)
     np.testing.assert_array_equal(model.encode_query(texts * 3), np.concatenate([plain] * 3))

@@ -116,9 +116,9 @@ def test_a_shared_beginning_changes_no_bit(small, kernel, monkeypatch):
     computed: list[int] = []
     run = sharing._run
 
-    def counting(texts, known, saved):
+    def counting(job, texts, known, saved):
         computed.append(sum(len(text) - len(known) for text in texts))
-        return run(texts, known, saved)
+        return run(job, texts, known, saved)
 
     monkeypatch.setattr(sharing, "_run", counting)
     for length in (8, 15, 16, 17, 31, 32, 33, 100, 257, 512, 600, 40):
@@ -131,7 +131,7 @@ def test_a_shared_beginning_changes_no_bit(small, kernel, monkeypatch):
         np.testing.assert_array_equal(sharing.encode(texts), alone)
         assert sum(computed) < sum(map(len, texts)) - 20 * min(length, 512) + 512
         np.testing.assert_array_equal(sharing.encode(texts[:1], long[: length - 3]), alone[:1])
-    assert sum(map(len, sharing._kept._kept)) <= beginnings.KEPT
+    assert sharing.pool.call(lambda job: sum(map(len, job.workspace.kept._kept))) <= beginnings.KEPT
     # A beginning that is kept is not computed again; one that the texts do not have is no beginning.
     computed.clear()
     np.testing.assert_array_equal(sharing.encode([long[:50]], long[:20]), plain.encode([long[:50]]))

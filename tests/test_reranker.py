@@ -106,9 +106,9 @@ def test_what_pairs_share_is_computed_once(folder, monkeypatch):
     computed = []
     run = model.backend._run
 
-    def counting(texts, known, saved):
+    def counting(job, texts, known, saved):
         computed.append(sum(len(text) - len(known) for text in texts))
-        return run(texts, known, saved)
+        return run(job, texts, known, saved)
 
     monkeypatch.setattr(model.backend, "_run", counting)
     pairs = [(QUERY, f"number {i}") for i in range(40)]

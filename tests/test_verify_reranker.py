@@ -162,9 +162,9 @@ def test_rows_of_the_wrong_matrix_are_found(run, untied_reranker, monkeypatch):
 def test_scores_that_depend_on_what_is_shared_are_found(run, tiny_reranker, monkeypatch):
     run_step = NumbaBackend._run
 
-    def drifting(self, texts, known, saved):
+    def drifting(self, job, texts, known, saved):
         system = 75  # tokens, with the small tokenizer
-        return run_step(self, texts, known, saved) * np.float32(1.001 if len(known) > system else 1)
+        return run_step(self, job, texts, known, saved) * np.float32(1.001 if len(known) > system else 1)
 
     monkeypatch.setattr(NumbaBackend, "_run", drifting)
     code, out, _ = run(tiny_reranker)
