@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,8 @@ class Checkpoint:
     missing, damaged or of another shape; never a partial model.
     """
 
+    _opened: Sequence[OpenedFile] = ()
+
     def __init__(self, folder: str | Path, path: str = "") -> None:
         self.folder = Path(folder)
         self.transformer_folder = self.folder / path  # config.json, weights and tokenizer
@@ -132,9 +134,9 @@ class Checkpoint:
         self.config = Config.load(self.transformer_folder / "config.json")
         if (self.transformer_folder / "adapter_config.json").is_file():
             raise CheckpointError(
-                f"{self.transformer_folder}: holds adapter_config.json, a LoRA adapter beside its base model; "
-                "merge it first (peft: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)), "
-                "or remove the file if the weights are merged"
+                f"{self.transformer_folder}: holds adapter_config.json, a LoRA adapter beside its base "
+                "model; merge it first (peft: PeftModel.from_pretrained(...).merge_and_unload()"
+                ".save_pretrained(FOLDER)), or remove the file if the weights are merged"
             )
         self.files = _weight_files(self.transformer_folder)
         self._opened = [OpenedFile(path) for path in self.files]

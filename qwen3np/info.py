@@ -51,7 +51,7 @@ def model_rows(name: str, model: Embedder | Reranker) -> dict[str, str]:
 def _embedder_rows(model: Embedder) -> dict[str, str]:
     return {
         "dimension": f"{model.dimension}, max_seq_length {model.max_seq_length}",
-        "prompts": ", ".join(name for name, prompt in model.prompts.items() if prompt) or "none",
+        "prompts": ", ".join(model.prompts),
     }
 
 

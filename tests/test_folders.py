@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,37 @@ def test_a_fine_tunes_own_length_is_the_default(reranker_copy):
     change(reranker_copy, "sentence_bert_config.json", modality_config=None)
     with pytest.raises(CheckpointError, match="puts no pair into the chat template"):
         reranker(reranker_copy)
+
+
+# ---- modules
+
+
+def test_a_transformer_with_a_path_is_read_there(tiny_copy, model):
+    """Whatever else lies in the folder; and the model's folder stays the folder, to pickle too."""
+    (tiny_copy / "0_T").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tiny_copy / name).rename(tiny_copy / "0_T" / name)
+    modules = json.loads((tiny_copy / "modules.json").read_text())
+    modules[0]["path"] = "0_T"
+    (tiny_copy / "modules.json").write_text(json.dumps(modules))
+    (tiny_copy / "config.json").write_text("{}")
+    other = embedder(tiny_copy)
+    assert other.checkpoint.folder == tiny_copy
+    for each in (other, pickle.loads(pickle.dumps(other))):
+        np.testing.assert_allclose(each.encode_query("a"), model.encode_query("a"), atol=2e-6)
+
+
+def test_without_a_normalize_module_vectors_are_as_they_were_pooled(tiny_copy, model):
+    modules = json.loads((tiny_copy / "modules.json").read_text())
+    (tiny_copy / "modules.json").write_text(json.dumps(modules[:2]))
+    other = embedder(tiny_copy)
+    [states] = other.encode(["a b"], output_value="token_embeddings")
+    np.testing.assert_array_equal(other.encode("a b"), states[-1])
+    np.testing.assert_array_equal(other.encode("a b", truncate_dim=40), states[-1][:40])
+    unit = other.encode("a b", normalize_embeddings=True)
+    np.testing.assert_allclose(unit, model.encode("a b"), atol=2e-6)
+    change(tiny_copy, SETTINGS, truncate_dim=48)
+    assert embedder(tiny_copy).encode("a b").shape == (48,)
 
 
 # ---- heads
