@@ -172,6 +172,10 @@ class Tokenizer:
                 self._tokenizer.add_tokens([added])
             else:  # an error in transformers, once a text has it
                 logger.debug("%s: %s has no row in the weights: it is text", config.path, token.content)
+        if config.is_qwen:  # adds special tokens once more, without flags such as lstrip
+            special = [token.content for token in config.tokens if token.id is None]
+            plain = [tokenizers.AddedToken(t, special=True) for t in special if known[t][0] < vocab_size]
+            self._tokenizer.add_tokens(plain)
 
     def _around(self) -> tuple[list[int], list[int]]:
         """The ids that the file's post-processor puts before and behind a text."""
