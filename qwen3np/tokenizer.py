@@ -158,9 +158,9 @@ class Tokenizer:
                         f"tokenizer.json id {i}, {flags}; the files are of two models"
                     )
                 continue
-            i = self._tokenizer.token_to_id(token.content)
-            if i is None:
-                i, free = free, free + 1
+            existing = self._tokenizer.token_to_id(token.content)
+            i = free if existing is None else existing
+            free += existing is None
             if token.id not in (None, i):
                 raise CheckpointError(
                     f"{config.path.parent}: the added token {token.content} has id {token.id}, but "
