@@ -97,4 +97,6 @@ def make_backend(
         return NumpyBackend(checkpoint)
     from .numba_backend import NumbaBackend  # and with it Numba, which only the kernels need
 
-    return NumbaBackend(checkpoint, matmul_precision, num_threads)
+    made = NumbaBackend(checkpoint, matmul_precision, num_threads)
+    checkpoint.check_unchanged()  # while it was packed
+    return made

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,36 +85,79 @@ def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-class Checkpoint:
-    """A model folder, opened: its Config and all its tensors, by name without the `model.` prefix.
+class OpenedFile:
+    """A weight file as it was when it was opened. It stays open: one that is replaced by another file of its
+    name is read on as it was, and only one that is written to is another."""
 
-    Raises CheckpointError if anything is missing, damaged or of another shape; never a partial model.
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self._state = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        now = self._now()
+        if now != self._state:
+            size = f" ({self._state[0]} bytes then, {now[0]} now)" if now[0] != self._state[0] else ""
+            raise CheckpointError(
+                f"{self.path}: was written to after it was opened{size}, and its weights are of two models "
+                "now; load the model again, and replace weights by renaming a new file over the old one"
+            )
+
+
+class Checkpoint:
+    """A model folder, opened: its Config and all its tensors, by name without the `model.` prefix. `path` is
+    that of the Transformer in the folder, where modules.json gives it one.
+
+    Beside the encoder's there may be `lm_head.weight` (the 8B reranker; an embedding model saved as a causal
+    LM) and `score.weight` (a reranker saved as a sequence classifier). Raises CheckpointError if anything is
+    missing, damaged or of another shape; never a partial model.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    _opened: Sequence[OpenedFile] = ()
+
+    def __init__(self, folder: str | Path, path: str = "") -> None:
         self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
+        self.transformer_folder = self.folder / path  # config.json, weights and tokenizer
+        if not (self.transformer_folder / "config.json").is_file():
             raise CheckpointError(
-                f"{self.folder}: holds no config.json; give the folder of a Qwen3-Embedding or "
+                f"{self.transformer_folder}: holds no config.json; give the folder of a Qwen3-Embedding or "
                 "Qwen3-Reranker model"
             )
-        self.config = Config.load(self.folder / "config.json")
-        self.files = _weight_files(self.folder)
+        self.config = Config.load(self.transformer_folder / "config.json")
+        if (self.transformer_folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{self.transformer_folder}: holds adapter_config.json, a LoRA adapter beside its base "
+                "model; merge it first (peft: PeftModel.from_pretrained(...).merge_and_unload()"
+                ".save_pretrained(FOLDER)), or remove the file if the weights are merged"
+            )
+        self.files = _weight_files(self.transformer_folder)
+        self._opened = [OpenedFile(path) for path in self.files]
         self.tensors = self._read()
 
     def _read(self) -> dict[str, Tensor]:
         expected = tensor_shapes(self.config)
-        # The 8B reranker stores an lm_head; an embedding model may (saved as a causal LM) and does not need
-        # it.
-        optional = {"lm_head.weight": (self.config.vocab_size, self.config.hidden_size)}
+        optional = {
+            "lm_head.weight": (self.config.vocab_size, self.config.hidden_size),
+            "score.weight": (1, self.config.hidden_size),
+        }
         tensors: dict[str, Tensor] = {}
+        last: list[Tensor | None] = []  # of each file
         problems: list[str] = []
         for path in self.files:
-            for tensor in read_safetensors(path):
+            for tensor in (stored := read_safetensors(path)):
                 name = tensor.name.removeprefix("model.")
                 if name in tensors:
                     problems.append(f"stored twice: {name} (again in {path.name})")
                 tensors[name] = tensor
+            last.append(max(stored, key=lambda t: t.data.ctypes.data, default=None))
         allowed = expected | optional
         problems += [
             f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in tensors
@@ -135,7 +180,29 @@ class Checkpoint:
                 f"{self.folder}: the weights are not those of the model in config.json:\n  "
                 + "\n  ".join(shown)
             )
+        for path, final in zip(self.files, last, strict=True):
+            _check_end(path, final)
+        for name, tensor in tensors.items():
+            if _is_zero(tensor):
+                raise CheckpointError(
+                    f"{self.folder}: {name} is all zeros: its part of the file was never written (an "
+                    "interrupted download?); download it again"
+                )
         return tensors
+
+    @property
+    def head(self) -> str | None:
+        """The name of the tensor whose rows give the logits: as in transformers 5 the stored one, and where
+        none is stored that of the embeddings, if config.json ties them."""
+        if "lm_head.weight" in self.tensors:
+            return "lm_head.weight"
+        return "embed_tokens.weight" if self.config.tie_word_embeddings else None
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError if a weight file was written to since it was opened. Pages are read from it
+        when they are used: they would be another model's, and behind a new end there are none (SIGBUS)."""
+        for file in self._opened:
+            file.check_unchanged()
 
     @property
     def num_parameters(self) -> int:
@@ -171,10 +238,11 @@ class Weights:
 
     def rows(self, name: str) -> Rows:
         """A matrix whose rows are widened as they are taken."""
-        return Rows(self.checkpoint.tensors[name].data, self.dtype)
+        return Rows(self.checkpoint, self.checkpoint.tensors[name].data, self.dtype)
 
     @property
     def norm(self) -> NDArray[Any]:
+        self.checkpoint.check_unchanged()
         return self.checkpoint.tensors["norm.weight"].widen(self.dtype)
 
     @property
@@ -183,6 +251,7 @@ class Weights:
 
     def layer(self, i: int) -> dict[str, Any]:
         """Layer i: {"input_layernorm": array, "self_attn": {"q_proj": array, ...}, ...}."""
+        self.checkpoint.check_unchanged()
         nested: dict[str, Any] = {}
         for name, tensor in self.checkpoint.tensors.items():
             if name.startswith(f"layers.{i}."):
@@ -197,11 +266,15 @@ class Rows:
     """Rows of a stored matrix, widened as they are taken: the 0.6B embedding is 620 MB in float32, a text
     needs KB."""
 
+    checkpoint: Checkpoint
     stored: NDArray[Any]
     dtype: np.dtype[Any]
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        return widen(self.stored[rows], self.dtype)
+        self.checkpoint.check_unchanged()
+        taken = widen(self.stored[rows], self.dtype)
+        self.checkpoint.check_unchanged()
+        return taken
 
 
 def read_safetensors(path: Path) -> list[Tensor]:
@@ -232,6 +305,24 @@ def read_safetensors(path: Path) -> list[Tensor]:
             raise CheckpointError(f"{path}: {name} has the shape {entry['shape']} ({error})") from error
         tensors.append(Tensor(name, entry["dtype"], data))
     return tensors
+
+
+def _check_end(path: Path, final: Tensor | None) -> None:
+    """A download into a file of its final size, interrupted, leaves zeros at the end. Trained norms and
+    projections do not end so; rows of the vocabulary that no token has may be zeros."""
+    if final is None or final.name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        return
+    end = final.data.reshape(-1)[-min(16, final.data.size) :] if final.data.ndim == 1 else final.data[-1]
+    if not end.any():
+        raise CheckpointError(
+            f"{path}: ends in zeros (in {final.name}): it was not written to its end (an interrupted "
+            "download?); download it again"
+        )
+
+
+def _is_zero(tensor: Tensor) -> bool:
+    """Looks at a row first: reading all of a model takes longer than loading it."""
+    return not tensor.data[-1:].any() and not tensor.data[:1].any() and not tensor.data.any()
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -139,7 +139,7 @@ def close(name: str, difference: float, tolerance: float) -> Check:
 
 def library_ids(checkpoint: Checkpoint, texts: Sequence[str]) -> list[list[int]]:
     """Straight from the tokenizers library, without this package's tokenizer: no special token added."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.transformer_folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]

@@ -15,12 +15,12 @@ from . import reference
 from .backends import check_backend, make_backend
 from .checkpoint import Checkpoint
 from .hub import locate
-from .modules import load_modules
+from .modules import load_modules, max_seq_length_of, open_embedder
 from .pickling import PickledByArguments
 from .progress import progress_bar
 from .quantization import PRECISIONS, quantize_embeddings
 from .search import check_similarity, similarity, similarity_pairwise
-from .tokenizer import EmbeddingTokenizer
+from .soundness import check_states
 from .torch_only import refuse
 
 logger = logging.getLogger("qwen3np")
@@ -37,11 +37,13 @@ class Embedder(PickledByArguments):
     Args:
         model_name_or_path: a Hub id (downloaded once into the Hub cache) or a folder in the Hub's layout.
         revision, cache_folder, local_files_only, token: as in huggingface_hub.
-        prompts: name -> text put before every text of that kind; replaces those of
-        config_sentence_transformers.json. default_prompt_name: the prompt used where a call names none.
+        prompts: name -> text put before every text of that kind; goes before those of
+        config_sentence_transformers.json, name by name. "query" and "document" are always there, empty by
+        default. default_prompt_name: the prompt used where a call names none.
         truncate_dim: keep that many leading channels (32 to hidden_size), then normalise (Matryoshka).
-        max_seq_length: longest text in tokens, the appended one included; default and upper bound: the
-        model's own. backend: "numpy" is the reading copy; "auto" the fastest this machine can run.
+        max_seq_length: longest text in tokens, the appended one included; default: the model's own, upper
+        bound: its number of positions. escape_special_tokens: "<|endoftext|>" and its like in a text or
+        prompt are text. backend: "numpy" is the reading copy; "auto" the fastest this machine can run.
 
     Raises CheckpointError if the model's files are missing, damaged or of a model this package does not
     compute.
@@ -62,6 +64,7 @@ class Embedder(PickledByArguments):
         similarity_fn_name: str | None = None,
         truncate_dim: int | None = None,
         max_seq_length: int | None = None,
+        escape_special_tokens: bool = False,
         backend: str = "auto",
         matmul_precision: str = "high",
         num_threads: int | None = None,
@@ -77,19 +80,19 @@ class Embedder(PickledByArguments):
             local_files_only=local_files_only,
         )
         modules = load_modules(folder)
-        self.checkpoint = Checkpoint(folder)
+        self.checkpoint = Checkpoint(folder, modules.path)
         self.config = self.checkpoint.config
-        self.tokenizer = EmbeddingTokenizer(folder / "tokenizer.json", self.config.vocab_size)
-        self.prompts = dict(modules.prompts if prompts is None else prompts)
+        self.tokenizer, modules = open_embedder(folder, self.checkpoint, modules, escape_special_tokens)
+        self.prompts = {"query": "", "document": "", **modules.prompts, **(prompts or {})}
         self.default_prompt_name = default_prompt_name or modules.default_prompt_name
         if self.default_prompt_name is not None:
             self._prompt(self.default_prompt_name)
         self.similarity_fn_name = check_similarity(similarity_fn_name or modules.similarity_fn_name)
-        self.truncate_dim = self._check_dim(truncate_dim)
-        limit = self.config.max_position_embeddings
-        self.max_seq_length = (
-            min(modules.max_seq_length or limit, limit) if max_seq_length is None else max_seq_length
-        )
+        self._normalizes = modules.normalizes
+        self.truncate_dim = self._check_dim(modules.truncate_dim if truncate_dim is None else truncate_dim)
+        own = max_seq_length_of(modules.transformer, self.checkpoint.transformer_folder, self.config)
+        limit = max(self.config.max_position_embeddings, own)
+        self.max_seq_length = own if max_seq_length is None else max_seq_length
         if type(self.max_seq_length) is not int or not 1 <= self.max_seq_length <= limit:
             raise ValueError(
                 f"max_seq_length = {max_seq_length!r} must be between 1 and {limit} (max_position_embeddings)"
@@ -116,7 +119,7 @@ class Embedder(PickledByArguments):
         precision: str = "float32",
         *,
         instruction: str | None = None,
-        normalize_embeddings: bool = True,
+        normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
         calibration_embeddings: ArrayLike | None = None,
         ranges: ArrayLike | None = None,
@@ -135,9 +138,9 @@ class Embedder(PickledByArguments):
             [tokens, hidden_size] a text, as they are: not cut, not normalised.
             precision: "int8", "uint8", "binary" or "ubinary" quantises the vectors: see
             `quantize_embeddings`, whose ranges and calibration_embeddings can be given.
-            normalize_embeddings: False leaves cut vectors as they were cut. Whole vectors are unit vectors
-            anyway.
-            truncate_dim: for this call, in place of the model's.
+            normalize_embeddings: by default vectors are unit vectors, cut or whole, unless the model's
+            modules.json has no Normalize; then they are as they were pooled. False leaves cut vectors as they
+            were cut. truncate_dim: for this call, in place of the model's.
 
         A text's vector has the same bits in any call and any batch. What texts begin with and identical texts
         are computed once. Raises TypeError or ValueError for a text that is no valid str, an unknown
@@ -163,10 +166,14 @@ class Embedder(PickledByArguments):
                 tokens: list[Vectors] = []
                 for i in distinct:
                     tokens += self.backend.token_states([i])
+                    check_states(tokens[-1], [i], self.checkpoint, self.backend)
                     bar.update()
                 return tokens[0] if isinstance(inputs, str) else [tokens[row] for row in rows]
             states = self.backend.encode(distinct, self._kept_prefix(before), batch_size, bar.update)
-        vectors = reference.normalize(states)
+        check_states(states, distinct, self.checkpoint, self.backend)
+        if normalize_embeddings is None:
+            normalize_embeddings = self._normalizes
+        vectors = reference.normalize(states) if self._normalizes or normalize_embeddings else states
         if dim < vectors.shape[1]:
             vectors = reference.normalize(states, dim) if normalize_embeddings else vectors[:, :dim]
         vectors = vectors[rows]
@@ -244,9 +251,9 @@ class Embedder(PickledByArguments):
     def _kept_prefix(self, prompt: str) -> list[int]:
         """The tokens of one of the model's own prompts that stand in front of every text with it. Its last
         token may join the text's first: ":" and "What"."""
-        if prompt not in self.prompts.values():
+        if not prompt or prompt not in self.prompts.values():
             return []
-        return self.tokenizer.encode([prompt], self.max_seq_length)[0][:-2]
+        return self.tokenizer.encode([prompt], self.max_seq_length)[0][: -1 - len(self.tokenizer.after)]
 
     def _prompt(self, name: str | None) -> str:
         if name is None:

@@ -24,7 +24,6 @@ from .checks import (
     value,
 )
 from .embedder import Embedder
-from .tokenizer import END_OF_TEXT
 
 # What the arithmetic may add to a published value's own tolerance: a cosine or a channel of a unit vector.
 ALLOWANCE = {"float32": 0.0, "high": 2e-5, "medium": 5e-3}
@@ -46,7 +45,8 @@ class EmbedderChecks:
         checkpoint = self.model.checkpoint
         *ids, long = library_ids(checkpoint, [*self._card, " ".join(published.CARD_DOCUMENTS * 10)])
         everything = [*ids, [], long[: LONG - 1], rare_tokens(checkpoint)]
-        return [[*i, self.model.tokenizer.end_of_text] for i in everything]
+        tokenizer = self.model.tokenizer
+        return [tokenizer.before + i + tokenizer.after for i in everything if i or tokenizer.added]
 
     def stages(self, ids: parity.Texts) -> Iterable[parity.Stage]:
         return self.model.backend.stages(ids)
@@ -64,19 +64,23 @@ class EmbedderChecks:
         # The colon of "Query:" is one token with the "M" of "Mizzen", and with a newline in any vocabulary
         # here.
         texts = [*published.CARD_QUERIES, *published.CARD_DOCUMENTS, "", "Mizzen", "\nnew line", "中国 😀"]
-        end = model.tokenizer.end_of_text
+        before, after = model.tokenizer.before, model.tokenizer.after
         ids = model.tokenize(texts, prompt=expected)
-        missing = sum(i[-1:] != [end] or end in i[:-1] for i in ids)
-        yield count(f"{END_OF_TEXT} once, at the end", missing, len(texts))
+        if after:
+            end = model.tokenizer.decode(after)
+            missing = sum(i[-len(after) :] != after or after[-1] in i[: -len(after)] for i in ids)
+            yield count(f"{end} once, at the end", missing, len(texts))
         one_string = library_ids(model.checkpoint, [expected + text for text in texts])
-        differ = sum(i != [*j, end] for i, j in zip(ids, one_string, strict=True))
+        differ = sum(i != before + j + after for i, j in zip(ids, one_string, strict=True))
         yield count("prompt and text as one string", differ, len(texts))
 
         ours = prompt if verdict in (OK, BAD) else expected  # another prompt is no error of the tokenizer
         for text, is_query, expected_ids in published.TOKEN_IDS:
+            if not text and not after:  # then it has no vector
+                continue
             [tokens] = model.tokenize([text], prompt=ours if is_query else "")
             name = f"ids of {'query' if is_query else 'document'} {text[:10]!r}"
-            yield token_ids(name, tokens, expected_ids, end != published.END_OF_TEXT)
+            yield token_ids(name, tokens, expected_ids, after != [published.END_OF_TEXT])
 
     def property_checks(self, ids: list[list[int]]) -> Iterator[Check]:
         model, texts, hidden = self.model, self._card, self.model.config.hidden_size

@@ -7,23 +7,11 @@ import logging
 from pathlib import Path
 
 from .errors import CheckpointError
+from .folder import patterns
 
 logger = logging.getLogger("qwen3np")
 
-# What this package reads, and nothing else: a repository may also hold ONNX, GGUF or PyTorch copies of the
-# weights.
-NEEDED_FILES = [
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
-    "tokenizer.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "1_LogitScore/config.json",
-]
+NEEDED_FILES = patterns()
 
 
 def locate(

@@ -73,15 +73,17 @@ def model_rows(name: str, model: Embedder | Reranker) -> dict[str, str]:
 def _embedder_rows(model: Embedder) -> dict[str, str]:
     return {
         "dimension": f"{model.dimension}, max_seq_length {model.max_seq_length}",
-        "prompts": ", ".join(model.prompts) or "none",
+        "prompts": ", ".join(model.prompts),
     }
 
 
 def _reranker_rows(model: Reranker) -> dict[str, str]:
-    yes, no = (f"{model.tokenizer.decode([i])!r} ({i})" for i in model.answers)
+    answers = "one score, score.weight"
+    if model.answers is not None:
+        answers = ", ".join(f"{model.tokenizer.decode([i])!r} ({i})" for i in model.answers)
     around = len(model.tokenizer.system) + len(model.tokenizer.answer)
     return {
         "prompt": f"{around} tokens around query and document, max_length {model.max_length}",
-        "answers": f"{yes}, {no}",
+        "answers": answers,
         "instruction": model.instruction,
     }

@@ -84,7 +84,7 @@ def reference_stages(
     last_ND = np.stack([ref.pool(x_TD) for x_TD in xs])
     yield "pooled", ref.normalize(last_ND)
     if answers is not None:
-        lm_head = weights.embed_tokens if c.tie_word_embeddings else weights.rows("lm_head.weight")
+        lm_head = weights.rows(weights.checkpoint.head or "lm_head.weight")
         yes_N, no_N = (last_ND @ lm_head[list(answers)].T).T
         yield "scores", np.concatenate([yes_N, no_N, yes_N - no_N])[None]
 
@@ -118,7 +118,7 @@ def transformers_stages(
     from transformers import AutoConfig, AutoModel
 
     stored = _TorchTensors(checkpoint)
-    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(checkpoint.transformer_folder, local_files_only=True)
     layers = config.num_hidden_layers
     used, ids = np.unique(np.concatenate([np.asarray(ids) for ids in texts]), return_inverse=True)
     config.num_hidden_layers, config.layer_types = 1, config.layer_types[:1]
@@ -143,7 +143,7 @@ def transformers_stages(
         last = torch.stack([x_1TD[0, -1] for x_1TD in states])
         yield "pooled", torch.nn.functional.normalize(last, dim=-1).numpy()
         if answers is not None:
-            lm_head = stored.read("embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+            lm_head = stored.read(checkpoint.head or "lm_head.weight")
             yes, no = (last @ lm_head[list(answers)].to(last.dtype).T).T
             yield "scores", torch.cat([yes, no, yes - no])[None].numpy()
 

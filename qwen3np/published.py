@@ -229,6 +229,18 @@ SHAPES = {
     (2560, 9728, 36): "Qwen/Qwen3-Embedding-4B",
     (4096, 12288, 36): "Qwen/Qwen3-Embedding-8B",
 }
+# (hidden_size, intermediate_size, num_hidden_layers, vocab_size, max_position_embeddings) of each published
+# config.json. The last two tell embedding models, rerankers and the chat models (151936 rows) apart.
+SIZES = {
+    (1024, 3072, 28, 151669, 32768): CARD_MODEL,
+    (2560, 9728, 36, 151665, 40960): "Qwen/Qwen3-Embedding-4B",
+    (4096, 12288, 36, 151665, 40960): "Qwen/Qwen3-Embedding-8B",
+    (1024, 3072, 28, 151669, 40960): "Qwen/Qwen3-Reranker-0.6B",
+    (2560, 9728, 36, 151669, 40960): "Qwen/Qwen3-Reranker-4B",
+    (4096, 12288, 36, 151669, 40960): "Qwen/Qwen3-Reranker-8B",
+}
+# Of the embedding models' config_sentence_transformers.json.
+PROMPTS = {"query": QUERY_PROMPT, "document": ""}
 RERANKER_SHAPES = {shape: name.replace("Embedding", "Reranker") for shape, name in SHAPES.items()}
 
 # Computed with the published tokenizer.json (sha256 def76fb0... of the 0.6B; 83cdf8c3... of the 4B and 8B

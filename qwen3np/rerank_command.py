@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw-scores", action="store_true", help='logit("yes") - logit("no"), not the probability of "yes"'
     )
+    parser.add_argument(
+        "--escape-special-tokens",
+        action="store_true",
+        help='"<|im_end|>" and its like in the texts are text, so that no document can answer itself',
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object a line: corpus_id, score, text")
 
 
@@ -57,6 +62,7 @@ def run(args: argparse.Namespace, load: Callable[[], Reranker]) -> None:
         instruction=args.instruction,
         raw_scores=args.raw_scores,
         show_progress_bar=worth_showing(documents),
+        escape_special_tokens=args.escape_special_tokens,
     )
     if args.json:
         for entry in ranked:

@@ -2,7 +2,8 @@
 
 The model reads the pair in a conversation (tokenizer.py has the words) and is asked for the next token. Of
 the logits of all 151669 tokens two matter: score = logit("yes") - logit("no"), and sigmoid(score) is the
-probability of "yes" among the two, the number of the model card. So two rows of lm_head are enough."""
+probability of "yes" among the two, the number of the model card. So two rows of lm_head are enough. A copy
+saved as a sequence classifier has their difference, score.weight, in their place."""
 
 from __future__ import annotations
 
@@ -17,15 +18,16 @@ from .backends import check_backend, make_backend
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .hub import locate
-from .modules import load_answer_ids
+from .modules import load_reranker_modules, open_reranker
 from .pickling import PickledByArguments
 from .progress import progress_bar
-from .tokenizer import RerankerTokenizer
+from .soundness import check_rows, check_states
 from .torch_only import refuse
 
 Scores = NDArray[np.float32]
 
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # model card
+MAX_LENGTH = 8192  # model card
 ENOUGH = 4  # documents of one query that are computed apart from other queries', to share its tokens
 
 
@@ -41,23 +43,28 @@ class Reranker(PickledByArguments):
 
     Args:
         model_name_or_path: a Hub id (downloaded once into the Hub cache) or a folder in the Hub's layout.
-        instruction: what makes a document a good one, in a sentence; default: the model card's, for web
-        search.
+        instruction: what makes a document a good one, in a sentence; default: the one that a fine-tuned
+        model's files give, else the model card's, for web search.
         max_length: longest conversation in tokens; what is beyond is cut from the end of the document.
+        Default: that of the model's sentence_bert_config.json, else 8192.
+        escape_special_tokens: special tokens in instruction, query and document are text. By default, as in
+        the model card's code, they are tokens: a document that contains "<|im_end|>" can close the
+        conversation and answer itself. Set it where documents come from others.
         revision, cache_folder, local_files_only, token: as in huggingface_hub.
         backend, matmul_precision, num_threads: as for Embedder.
 
     Raises CheckpointError if the model's files are missing, damaged, or those of an embedding model.
     """
 
-    SETTINGS = ("instruction", "max_length")
+    SETTINGS = ("instruction", "max_length", "escape_special_tokens")
 
     def __init__(
         self,
         model_name_or_path: str | Path = "Qwen/Qwen3-Reranker-0.6B",
         *,
         instruction: str | None = None,
-        max_length: int = 8192,
+        max_length: int | None = None,
+        escape_special_tokens: bool = False,
         revision: str | None = None,
         cache_folder: str | Path | None = None,
         local_files_only: bool = False,
@@ -76,20 +83,28 @@ class Reranker(PickledByArguments):
             token=token,
             local_files_only=local_files_only,
         )
-        answers = load_answer_ids(folder)
-        self.checkpoint = Checkpoint(folder)
+        modules = load_reranker_modules(folder)
+        self.checkpoint = Checkpoint(folder, modules.path)
         self.config = self.checkpoint.config
-        self.tokenizer = RerankerTokenizer(folder / "tokenizer.json", self.config.vocab_size)
-        self.instruction = self._check_instruction(INSTRUCTION if instruction is None else instruction)
+        self.tokenizer, own = open_reranker(folder, self.checkpoint, modules)
+        self.escape_special_tokens = escape_special_tokens
+        self.instruction = self._check_instruction(
+            (own or INSTRUCTION) if instruction is None else instruction
+        )
         around = len(self.tokenizer.system) + len(self.tokenizer.answer)
         limit = self.config.max_position_embeddings
+        if max_length is None:
+            max_length = modules.transformer.max_seq_length or min(MAX_LENGTH, limit)
+            limit = max(limit, max_length)
         self.max_length = max_length
         if type(max_length) is not int or not around < max_length <= limit:
             raise ValueError(
                 f"max_length = {max_length!r} must be between {around + 1} (the prompt alone has {around} "
                 f"tokens) and {limit} (max_position_embeddings)"
             )
-        self.answers = answers or self._answers_of_tokenizer()
+        self.answers: tuple[int, int] | None = None
+        if "score.weight" not in self.checkpoint.tensors:
+            self.answers = modules.answers or self._answers_of_tokenizer()
         self._answer_rows = self._rows(self.answers)
         self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads)
 
@@ -105,6 +120,7 @@ class Reranker(PickledByArguments):
         *,
         instruction: str | None = None,
         raw_scores: bool = False,
+        escape_special_tokens: bool | None = None,
         **torch_only: Any,
     ) -> Any:
         """(query, document) pairs -> probabilities of "yes", float32 [pairs]; one pair -> one number.
@@ -116,7 +132,7 @@ class Reranker(PickledByArguments):
             activation_fn: what is made of the scores, an array in and a number a score out; None leaves them
             as they are, logit("yes") - logit("no").
             raw_scores: the same as activation_fn=None.
-            instruction: for this call, in place of the model's.
+            instruction, escape_special_tokens: for this call, in place of the model's.
 
         A pair's score has the same bits in any call. Identical pairs are computed once, and so is what pairs
         begin with: the instruction, and the query of one query's documents. An empty query or document is
@@ -131,7 +147,10 @@ class Reranker(PickledByArguments):
         single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
         if single:
             pairs = [tuple(pairs)]
-        ids = [tuple(i) for i in self.tokenize(pairs, instruction=instruction)]
+        tokens = self.tokenize(
+            pairs, instruction=instruction, escape_special_tokens=escape_special_tokens
+        )
+        ids = [tuple(i) for i in tokens]
         query = {i: pair[0] for i, pair in zip(ids, pairs, strict=True)}
         # Each pair once, and longest first, as in Embedder.encode.
         number = {i: n for n, i in enumerate(sorted(query, key=lambda i: (-len(i), i)))}
@@ -142,6 +161,7 @@ class Reranker(PickledByArguments):
                 states = self.backend.encode(
                     [distinct[n] for n in rows], self.tokenizer.system, batch_size, bar.update
                 )
+                check_states(states, [distinct[n] for n in rows], self.checkpoint, self.backend)
                 once[rows] = self.scores(self.logits(states))
         scores = once[[number[i] for i in ids]]
         if not raw_scores and activation_fn is not None:
@@ -190,7 +210,13 @@ class Reranker(PickledByArguments):
                 entry["text"] = texts[entry["corpus_id"]]
         return ranked
 
-    def tokenize(self, pairs: Iterable[Sequence[str]], *, instruction: str | None = None) -> list[list[int]]:
+    def tokenize(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        instruction: str | None = None,
+        escape_special_tokens: bool | None = None,
+    ) -> list[list[int]]:
         """(query, document) pairs -> lists of token ids exactly as `predict` uses them."""
         checked = []
         for i, pair in enumerate(pairs):
@@ -198,22 +224,32 @@ class Reranker(PickledByArguments):
                 raise TypeError(f"input {i} is no pair of a query and a document: {_shown(pair)}")
             checked.append((pair[0], pair[1]))
         instruction = self.instruction if instruction is None else self._check_instruction(instruction)
-        return self.tokenizer.encode(checked, instruction, self.max_length)
+        if escape_special_tokens is None:
+            escape_special_tokens = self.escape_special_tokens
+        return self.tokenizer.encode(checked, instruction, self.max_length, escape_special_tokens)
 
-    def _rows(self, answers: tuple[int, int]) -> NDArray[np.float64]:
-        """Rows "yes" and "no" of lm_head, [2, hidden_size]."""
-        name = "embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
-        if name not in self.checkpoint.tensors:
+    def _rows(self, answers: tuple[int, int] | None) -> NDArray[np.float64]:
+        """Rows "yes" and "no" of lm_head, [2, hidden_size]; of a classifier its one row, and zeros."""
+        weights = self.checkpoint.weights(np.float64)
+        if answers is None:
+            row = weights.rows("score.weight")[:]
+            check_rows(row, "score.weight", self.checkpoint.folder)
+            return np.concatenate([row, np.zeros_like(row)])
+        name = self.checkpoint.head
+        if name is None:
             raise CheckpointError(
                 f"{self.checkpoint.folder}: has no lm_head.weight, and config.json's tie_word_embeddings is "
-                "false: the last shard is missing, or this is no reranker"
+                "false (or not there, which means the same): the last shard is missing, or this is no "
+                "reranker"
             )
         if max(answers) >= self.config.vocab_size:
             raise CheckpointError(
                 f"{self.checkpoint.folder}: the answers' token ids are {answers[0]} and {answers[1]}, but "
                 f"vocab_size is {self.config.vocab_size}; the files are of two models"
             )
-        return self.checkpoint.weights(np.float64).rows(name)[list(answers)]
+        rows = weights.rows(name)[list(answers)]
+        check_rows(rows, f"{name}, rows {answers[0]} and {answers[1]}", self.checkpoint.folder)
+        return rows
 
     def _answers_of_tokenizer(self) -> tuple[int, int]:
         yes, no = self.tokenizer.token_id("yes"), self.tokenizer.token_id("no")
@@ -221,12 +257,6 @@ class Reranker(PickledByArguments):
             raise CheckpointError(
                 f"{self.checkpoint.folder}: there is no 1_LogitScore/config.json that names the answers' "
                 'tokens, and tokenizer.json has no "yes" and "no"'
-            )
-        if self.tokenizer.added:
-            raise CheckpointError(
-                f"{self.checkpoint.folder}: its tokenizer ends every text with a token of its own, as an "
-                "embedding model's does, and no modules.json says that it is a reranker: use "
-                "qwen3np.Embedder (qwen3np embed, qwen3np similarity)"
             )
         return yes, no
 

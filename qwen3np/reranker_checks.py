@@ -53,6 +53,8 @@ class RerankerChecks:
     def stages(self, ids: parity.Texts) -> Iterator[parity.Stage]:
         model = self.model
         yield from model.backend.stages(ids)
+        if self.answers is None:  # a sequence classifier: the other side has no head for it
+            return
         logits = model.logits(model.backend.encode(ids))
         yield "scores", np.concatenate([*logits.T, model.scores(logits)])[None]
 
@@ -81,6 +83,8 @@ class RerankerChecks:
             [found] = model.tokenize([(query, document)], instruction=instruction)
             whole = [*published.SYSTEM_IDS, *expected, *published.ANSWER_IDS]
             yield token_ids(f"ids of {query[:10]!r} x {document[:10]!r}", found, whole, other)
+        if model.answers is None:
+            return
         yes, no = (repr(model.tokenizer.decode([i])) for i in model.answers)
         verdict = OK if model.answers == published.YES_NO else BAD
         verdict = OTHER_TOKENIZER if other else verdict

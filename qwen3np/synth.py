@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from . import published
 from .checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, tensor_shapes, widen
 from .config import Config, load_json
 from .errors import CheckpointError
@@ -257,6 +258,7 @@ def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) 
         yes, no = (
             (words["yes"], words["no"]) if "yes" in words and "no" in words else (words["y"], words["n"])
         )
+        (folder / "chat_template.jinja").write_text(_chat_template(), encoding="utf-8")
         _write_json(folder / "1_LogitScore/config.json", {"true_token_id": yes, "false_token_id": no})
         _write_json(
             folder / "sentence_bert_config.json",
@@ -291,15 +293,26 @@ def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) 
             "include_prompt": True,
         },
     )
-    instruction = "Given a web search query, retrieve relevant passages that answer the query"
     _write_json(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": {"query": f"Instruct: {instruction}\nQuery:", "document": ""},
+            "prompts": published.PROMPTS,
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
     )
+
+
+def _chat_template() -> str:
+    """The conversation of a reranker in Jinja, by the roles that sentence-transformers gives a pair."""
+    def of(role: str, otherwise: str = "") -> str:
+        of_role = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
+        return f"{{{{ {of_role}{otherwise} }}}}"
+
+    instruction = of("system", f' | default("{published.RERANKER_INSTRUCTION}")')
+    body = published.reranker_body(of("query"), of("document"))
+    body = body.replace(published.RERANKER_INSTRUCTION, instruction)
+    return published.RERANKER_SYSTEM + body + published.RERANKER_ANSWER + "\n"  # Jinja drops the last newline
 
 
 def _write_modules(folder: Path, kinds: list[str], paths: list[str]) -> None:

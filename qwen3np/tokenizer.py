@@ -3,32 +3,65 @@ tokenizer.json says."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from .errors import CheckpointError
+from .tokenizer_config import FLAGS, TokenizerConfig
 
 logger = logging.getLogger("qwen3np")
 
 END_OF_TEXT = "<|endoftext|>"
 CUT = "%d of %d %s cut to %s = %d tokens (the longest had %d)"
 
+# What transformers' Qwen2Tokenizer is made of, whatever tokenizer.json says.
+NORMALIZER = {"type": "NFC"}
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZER = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+    ],
+}
+BPE_OPTIONS = (
+    "unk_token continuing_subword_prefix end_of_word_suffix fuse_unk byte_fallback ignore_merges".split()
+)
+
 
 class Tokenizer:
-    """tokenizer.json, of a model with `vocab_size` rows."""
+    """tokenizer.json, of a model with `vocab_size` rows, with the settings of the files beside it.
 
-    def __init__(self, path: str | Path, vocab_size: int) -> None:
+    Args:
+        config: those of tokenizer_config.json.
+        lower_case: texts are put in lower case first (sentence-transformers' do_lower_case).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        vocab_size: int,
+        config: TokenizerConfig | None = None,
+        *,
+        lower_case: bool = False,
+    ) -> None:
         path = Path(path)
+        config = config or TokenizerConfig()
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; a model needs its tokenizer.json")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            saved = self._tokenizer.truncation or {}
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-            self.added: list[int] = self._tokenizer.encode("").ids
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exception, and panics that are not even that
@@ -41,57 +74,179 @@ class Tokenizer:
                 f"{path}: has token id {largest}, but config.json's vocab_size is {vocab_size}; "
                 "the files are of two models"
             )
+        self._check_pieces(config)
+        self._add_tokens(config, vocab_size)
+        if lower_case:
+            before = self._tokenizer.normalizer
+            steps = [tokenizers.normalizers.Lowercase(), *([] if before is None else [before])]
+            self._tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
+        self.truncation_side: str = config.truncation_side or str(saved.get("direction", "right")).lower()
+        self.before, self.after = self._around()
+
+    @property
+    def added(self) -> list[int]:
+        """Ids that stand around every text."""
+        return self.before + self.after
 
     def token_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text and nothing else. Raises TypeError for a text that is no str and ValueError
-        for one that is not valid Unicode, with its index."""
+    def ids(self, texts: Sequence[str], escape_special_tokens: bool = False) -> list[list[int]]:
+        """Token ids of each text and nothing else. With escape_special_tokens "<|im_end|>" and its like are
+        text: none of the ids is that of a special or added token. Raises TypeError for a text that is no str
+        and ValueError for one that is not valid Unicode, with its index."""
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"text {i} is {type(text).__name__}, expected str")
             _check_unicode(f"text {i}", text)
-        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        tokenizer = self._without_added_tokens() if escape_special_tokens else self._tokenizer
+        return [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
+    def cut(self, ids: list[int], length: int) -> list[int]:
+        """At most `length` of them, on the side that truncation_side leaves."""
+        length = max(length, 0)
+        if self.truncation_side == "left":
+            return ids[max(len(ids) - length, 0) :]
+        return ids[:length]
+
+    def _without_added_tokens(self) -> tokenizers.Tokenizer:
+        """The same vocabulary, shared, for which "<think>" is text as any other. encode_special_tokens=True
+        of the library would do so for the special tokens alone, and "<think>" is none."""
+        plain = tokenizers.Tokenizer(self._tokenizer.model)
+        plain.normalizer, plain.pre_tokenizer = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
+        return plain
+
+    def _check_pieces(self, config: TokenizerConfig) -> None:
+        model = self._tokenizer.model
+        if dropout := getattr(model, "dropout", None):
+            raise CheckpointError(f"{self._path}: model.dropout = {dropout} makes ids random; set it to null")
+        if not config.is_qwen:
+            return
+        found = {
+            "normalizer": (_piece(self._tokenizer.normalizer), NORMALIZER),
+            "pre_tokenizer": (_piece(self._tokenizer.pre_tokenizer), PRE_TOKENIZER),
+            "model": ({o: v for o in BPE_OPTIONS if (v := getattr(model, o, None))}, {}),
+        }
+        for name, (have, want) in found.items():
+            if have != want:
+                raise CheckpointError(
+                    f"{self._path}: its {name} is not Qwen's ({json.dumps(have)[:200]}), which transformers "
+                    "would use all the same; if the file is meant, set tokenizer_class to "
+                    f"PreTrainedTokenizerFast in {config.path}"
+                )
+
+    def _add_tokens(self, config: TokenizerConfig, vocab_size: int) -> None:
+        """Qwen2Tokenizer takes the added tokens from added_tokens_decoder, if there is one, and not from
+        tokenizer.json; the other classes add them to those of tokenizer.json."""
+        if config.is_complete and config.is_qwen:
+            file, self._tokenizer = self._tokenizer, self._without_added_tokens()
+            self._tokenizer.decoder, self._tokenizer.post_processor = file.decoder, file.post_processor
+        known = {t.content: (i, t) for i, t in self._tokenizer.get_added_tokens_decoder().items()}
+        last = self._tokenizer.get_vocab_size(with_added_tokens=False) - 1
+        free = max([last, *(i for i, _ in known.values())]) + 1
+        for token in config.tokens:
+            if token.content in known:
+                i, have = known[token.content]
+                flags = {name: getattr(have, name) for name in FLAGS}
+                if token.id is not None and (token.id, dict(token.flags)) != (i, flags):
+                    raise CheckpointError(
+                        f"{config.path}: {token.content} is id {token.id}, {dict(token.flags)}, but in "
+                        f"tokenizer.json id {i}, {flags}; the files are of two models"
+                    )
+                continue
+            existing = self._tokenizer.token_to_id(token.content)
+            i = free if existing is None else existing
+            free += existing is None
+            if token.id not in (None, i):
+                raise CheckpointError(
+                    f"{config.path.parent}: the added token {token.content} has id {token.id}, but "
+                    f"tokenizer.json leaves {i} for it; the files are of two models"
+                )
+            added = tokenizers.AddedToken(token.content, special=token.special, **token.flags)
+            known[token.content] = i, added
+            if i < vocab_size:
+                self._tokenizer.add_tokens([added])
+            else:  # an error in transformers, once a text has it
+                logger.debug("%s: %s has no row in the weights: it is text", config.path, token.content)
+        if config.is_qwen:  # adds special tokens once more, without flags such as lstrip
+            special = [token.content for token in config.tokens if token.id is None]
+            plain = [tokenizers.AddedToken(t, special=True) for t in special if known[t][0] < vocab_size]
+            self._tokenizer.add_tokens(plain)
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The ids that the file's post-processor puts before and behind a text."""
+        probe = "a"
+        inner = self._tokenizer.encode(probe, add_special_tokens=False).ids
+        whole = self._tokenizer.encode(probe).ids
+        for i in range(len(whole) - len(inner) + 1):
+            before, after = whole[:i], whole[i + len(inner) :]
+            if whole[i : i + len(inner)] == inner and self._tokenizer.encode("").ids == before + after:
+                return before, after
+        raise CheckpointError(f"{self._path}: its post_processor does more than to put tokens around a text")
+
 
 class EmbeddingTokenizer(Tokenizer):
-    """The tokenizer of an embedding model: `<|endoftext|>`, whose state becomes the vector, ends every text.
+    """The tokenizer of an embedding model. The state of a text's last token becomes the vector: the published
+    models' tokenizer.json ends every text with `<|endoftext|>` for it (tokenizer_config.json's eos,
+    `<|im_end|>`, is not the token that is meant); another file's with what it appends, or with nothing.
 
-    It is appended here and not by the file's post-processor, which copies older than June 2025 lack: without
-    it similarities move by up to 0.1. (tokenizer_config.json's eos, `<|im_end|>`, is not the token that is
-    meant.)
+    Args:
+        appends_end: `<|endoftext|>` ends every text where the file appends nothing. So it has to be with
+        copies of the published models from before June 2025: without it similarities move by up to 0.1.
+        escape_special_tokens: special tokens in texts and prompts are text.
     """
 
-    def __init__(self, path: str | Path, vocab_size: int) -> None:
-        super().__init__(path, vocab_size)
-        end = self.token_id(END_OF_TEXT)
-        if end is None:
-            raise CheckpointError(f"{path}: has no token {END_OF_TEXT}, which must end every text")
-        self.end_of_text: int = end
-        if self.added not in ([], [end]):
-            raise CheckpointError(
-                f"{path}: adds the tokens {self.added} to every text; only {END_OF_TEXT} is expected"
-            )
+    def __init__(
+        self,
+        path: str | Path,
+        vocab_size: int,
+        config: TokenizerConfig | None = None,
+        *,
+        lower_case: bool = False,
+        appends_end: bool = False,
+        escape_special_tokens: bool = False,
+    ) -> None:
+        super().__init__(path, vocab_size, config, lower_case=lower_case)
+        self.escape_special_tokens = escape_special_tokens
+        self.appends_end = appends_end and not self.added
+        if self.appends_end:
+            end = self.token_id(END_OF_TEXT)
+            if end is None:
+                raise CheckpointError(f"{path}: has no token {END_OF_TEXT}, which must end every text")
+            self.after = [end]
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of the token that ends every text, if one does."""
+        return self.after[-1] if self.after else None
 
     def encode(self, texts: Sequence[str], max_length: int, prompt: str = "") -> list[list[int]]:
-        """Token ids of prompt + text, one string, then `<|endoftext|>`; at most `max_length` ids in all.
+        """Token ids of prompt + text, one string, between those that the tokenizer puts around a text; at
+        most `max_length` ids in all.
 
         The prompt is not tokenised apart: "Query:" and "What" share the token ":What". A text that is too
-        long loses its end, never the appended token, and one warning a call says how many were cut. Raises
-        TypeError for a text that is no str and ValueError for one that is not valid Unicode, with its index.
+        long loses its end (or its beginning, if truncation_side says so), never the appended token, and one
+        warning a call says how many were cut. Raises TypeError for a text that is no str, ValueError for one
+        that is not valid Unicode, and for an empty one where the tokenizer appends nothing, with its index.
         """
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"text {i} is {type(text).__name__}, expected str")
         _check_unicode("the prompt", prompt)
-        ids = self.ids([prompt + text for text in texts])
-        warn_of_cut("texts", "max_seq_length", max_length, [len(i) + 1 for i in ids])
-        return [i[: max_length - 1] + [self.end_of_text] for i in ids]
+        inner = self.ids([prompt + text for text in texts], self.escape_special_tokens)
+        around = len(self.added)
+        warn_of_cut("texts", "max_seq_length", max_length, [len(i) + around for i in inner])
+        ids = [self.before + self.cut(i, max_length - around) + self.after for i in inner]
+        if [] in ids:
+            raise ValueError(
+                f"text {ids.index([])} is empty, and this model's tokenizer appends no token whose state "
+                "could become the vector: leave it out"
+            )
+        return ids
 
 
 class RerankerTokenizer(Tokenizer):
@@ -105,8 +260,20 @@ class RerankerTokenizer(Tokenizer):
     BODY = "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
     ANSWER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
-    def __init__(self, path: str | Path, vocab_size: int) -> None:
-        super().__init__(path, vocab_size)
+    def __init__(
+        self,
+        path: str | Path,
+        vocab_size: int,
+        config: TokenizerConfig | None = None,
+        *,
+        lower_case: bool = False,
+    ) -> None:
+        super().__init__(path, vocab_size, config, lower_case=lower_case)
+        if self.truncation_side == "left":
+            raise CheckpointError(
+                f"{path}: truncation_side = 'left' would cut the conversation's beginning, not the "
+                "document's end; set it to 'right' in tokenizer_config.json"
+            )
         missing = [
             t for t in ("<|im_start|>", "<|im_end|>", "<think>", "</think>") if self.token_id(t) is None
         ]
@@ -116,20 +283,28 @@ class RerankerTokenizer(Tokenizer):
             )
         self.system, self.answer = self.ids([self.SYSTEM, self.ANSWER])
 
-    def encode(self, pairs: Sequence[tuple[str, str]], instruction: str, max_length: int) -> list[list[int]]:
+    def encode(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        instruction: str,
+        max_length: int,
+        escape_special_tokens: bool = False,
+    ) -> list[list[int]]:
         """Token ids of each (query, document): system + body + answer, `max_length` at the most.
 
         The body is tokenised as one string. What is too long is its end: the document's, and only when the
         query alone is too long, the query's; the system's part and the answer's are never cut. One warning a
-        call says how many were. Raises TypeError for what is no str, ValueError for what is not valid
-        Unicode."""
+        call says how many were. With escape_special_tokens the body's special tokens are text, so that no
+        document can close the conversation and answer itself. Raises TypeError for what is no str, ValueError
+        for what is not valid Unicode."""
         for i, pair in enumerate(pairs):
             for what, text in zip(("query", "document"), pair, strict=True):
                 if not isinstance(text, str):
                     raise TypeError(f"the {what} of pair {i} is {type(text).__name__}, expected str")
                 _check_unicode(f"the {what} of pair {i}", text)
         _check_unicode("the instruction", instruction)
-        bodies = self.ids([self.BODY.format(instruction=instruction, query=q, document=d) for q, d in pairs])
+        texts = [self.BODY.format(instruction=instruction, query=q, document=d) for q, d in pairs]
+        bodies = self.ids(texts, escape_special_tokens)
         around = len(self.system) + len(self.answer)
         warn_of_cut("pairs", "max_length", max_length, [len(i) + around for i in bodies])
         return [self.system + i[: max_length - around] + self.answer for i in bodies]
@@ -143,6 +318,16 @@ def warn_of_cut(what: str, limit: str, most: int, lengths: Sequence[int]) -> Non
             CUT,
             len(cut), len(lengths), what, limit, most, max(cut),
         )  # fmt: skip
+
+
+def _piece(piece: Any) -> Any:
+    """A normaliser or pre-tokenizer as tokenizer.json has it, without what only moves offsets."""
+    if piece is None:
+        return None
+    value = json.loads(piece.__getstate__())
+    for inner in [value, *value.get("pretokenizers", [])]:
+        inner.pop("trim_offsets", None)
+    return value
 
 
 def _check_unicode(what: str, text: str) -> None:

@@ -25,6 +25,7 @@ from . import __version__, parity
 from .checks import BAD, OK, Check, Subject, arithmetic, encoder_checks
 from .embedder import Embedder
 from .embedder_checks import EmbedderChecks
+from .errors import CheckpointError
 from .hub import hub_id
 from .progress import bar
 from .reranker import Reranker
@@ -136,15 +137,26 @@ def verify(
         truth, float32 = _sources_of_stages(model, against, ids, subject.answers)
         stages = parity.compare(truth, got(), STAGE_TOLERANCE[arithmetic(model.backend)], float32)
         shown.set_description("properties")
-        properties = [*encoder_checks(model.backend, ids, kept["pooled"]), *subject.property_checks(ids)]
+        properties = [
+            *encoder_checks(model.backend, ids, kept["pooled"]),
+            *_until_refused(subject.property_checks(ids)),
+        ]
     return Verification(
         about=_about(model, against, versions, ids),
         tokens=list(subject.token_checks(bool(name) and not note)),
         stages=stages,
         properties=properties,
-        published=list(subject.published_checks(name, compared=not note)) if name else [],
+        published=list(_until_refused(subject.published_checks(name, compared=not note))) if name else [],
         note=note,
     )
+
+
+def _until_refused(checks: Iterator[Check]) -> Iterator[Check]:
+    """A model refuses to give a result that is not finite; the stages say where that begins."""
+    try:
+        yield from checks
+    except CheckpointError:
+        yield Check("every result is finite", "yes", "no", None, None, BAD)
 
 
 def _published_model(model: Embedder | Reranker, subject: Subject, claimed: bool | None) -> tuple[str, str]:

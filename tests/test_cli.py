@@ -361,7 +361,8 @@ def test_on_a_terminal(tiny, tiny_reranker, tmp_path):
 
 
 def test_a_damaged_model_with_many_problems_is_one_line_too(run, tiny_copy):
-    (tiny_copy / "config.json").write_text((tiny_copy / "config.json").read_text().replace("96", "64"))
+    for name in ("config.json", "1_Pooling/config.json"):
+        (tiny_copy / name).write_text((tiny_copy / name).read_text().replace("96", "64"))
     code, _, err = run("embed", "--model", tiny_copy, "x")
     assert code == 2 and err.count("\n") == 1 and "embed_tokens.weight is [2048, 96]" in err
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
 
 import pytest
@@ -71,7 +73,16 @@ def test_published_files_give_the_published_numbers(assets, name, numbers):
         {**without("torch_dtype"), "dtype": "bfloat16"},
         {**VALID, "rope_scaling": None, "sliding_window": None, "use_sliding_window": False},
         {**VALID, "layer_types": ["full_attention"] * 3},
-        without("tie_word_embeddings", "attention_bias", "hidden_act"),
+        without("attention_bias", "hidden_act"),
+        {**VALID, "hidden_act": "swish", "attention_bias": None},
+        {**VALID, "sliding_window": 4096, "max_window_layers": 2},
+        {**VALID, "sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 3},
+        {**VALID, "rope_scaling": {"rope_type": "default", "factor": None, "partial_rotary_factor": 1.0}},
+        {**VALID, "is_causal": True, "auto_map": {}, "quantization_config": None, "architectures": None},
+        # What transformers does not know it ignores.
+        {**VALID, "_attn_implementation_autoset": True, "unsloth_fixed": True, "unsloth_version": "5"},
+        {**VALID, "gradient_checkpointing": False, "sentence_transformers": {}, "num_labels": 2},
+        {**VALID, "_commit_hash": "0a1b", "my_own_key": [1]},
     ],
 )
 def test_every_spelling_of_one_model_gives_the_same_config(raw):
@@ -86,8 +97,17 @@ def test_every_spelling_of_one_model_gives_the_same_config(raw):
         ("rope_scaling", "default"),
         ("rope_parameters", {"rope_theta": 5e5, "rope_type": "linear"}),
         ("rope_parameters", {"rope_theta": 5e5, "partial_rotary_factor": 0.5}),
-        ("sliding_window", 4096),
-        ("use_sliding_window", True),
+        ("rope_scaling", {"rope_type": "default", "mrope_section": [1, 2, 2]}),
+        ("is_causal", False),
+        ("use_bidirectional_attention", True),
+        ("auto_map", {"AutoModel": "modeling.Model"}),
+        ("architectures", ["Qwen3MoeForCausalLM"]),
+        ("architectures", "Qwen3ForCausalLM"),
+        ("partial_rotary_factor", 0.5),
+        ("logit_scale", 0.5),
+        ("final_logit_softcapping", 30.0),
+        ("use_qk_norm", False),
+        ("text_config", {"hidden_size": 8}),
         ("attention_bias", True),
         ("hidden_act", "gelu"),
         ("model_type", "qwen2"),
@@ -110,6 +130,32 @@ def test_a_value_it_cannot_honour_is_named_with_file_and_key(key, value):
     assert message.startswith("folder/config.json: ")
     assert key in message and json.dumps(value) in message
     assert ";" not in message, "one mistake, one problem"
+
+
+def test_a_sliding_window_in_use_is_refused():
+    """From layer max_window_layers on, 28 by default, where layer_types is silent."""
+    window = {"use_sliding_window": True, "sliding_window": 64}
+    config(**window)  # all three layers are in front of layer 28
+    config(**window, max_window_layers=0, layer_types=["full_attention"] * 3)
+    config(use_sliding_window=True, sliding_window=None, max_window_layers=0)
+    with pytest.raises(CheckpointError, match="use_sliding_window = true .* max_window_layers = 2 on"):
+        config(**window, max_window_layers=2)
+
+
+def test_untied_is_the_default_as_in_transformers():
+    assert Config.from_dict(without("tie_word_embeddings")) == dataclasses.replace(
+        EXPECTED, tie_word_embeddings=False
+    )
+
+
+def test_what_is_ignored_is_named_in_one_line_of_the_debug_log(caplog):
+    with caplog.at_level(logging.DEBUG, "qwen3np"):
+        config(unsloth_fixed=True, my_own_key=1)
+    [record] = caplog.records
+    assert record.levelno == logging.DEBUG
+    assert record.getMessage() == (
+        "folder/config.json: keys that change no vector are ignored: my_own_key, torch_dtype, unsloth_fixed"
+    )
 
 
 @pytest.mark.parametrize("key", [*INTEGERS, "rms_norm_eps", "rope_theta", "model_type"])

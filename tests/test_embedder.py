@@ -63,15 +63,15 @@ def test_prompts(model):
         model.encode("a", prompt=3)
 
 
-def test_own_prompts_replace_the_models(tiny):
-    model = Embedder(tiny, prompts={"passage": "P:"}, default_prompt_name="passage")
+def test_own_prompts_go_before_the_models(tiny):
+    """Name by name, as in sentence-transformers, where "query" and "document" are always there."""
+    model = Embedder(tiny, prompts={"passage": "P:", "query": "Q:"}, default_prompt_name="passage")
+    assert model.prompts == {"query": "Q:", "document": "", "passage": "P:"}
     np.testing.assert_array_equal(model.encode("a"), model.encode("P:a", prompt=""))
-    np.testing.assert_array_equal(model.encode_document("a"), model.encode("P:a", prompt=""))
-    np.testing.assert_array_equal(
-        model.encode_query("a"), model.encode("a")
-    )  # no query prompt: the default one
-    with pytest.raises(ValueError, match="'query' is not one of"):
-        Embedder(tiny, prompts={}, default_prompt_name="query")
+    np.testing.assert_array_equal(model.encode_document("a"), model.encode("a", prompt=""))
+    np.testing.assert_array_equal(model.encode_query("a"), model.encode("Q:a", prompt=""))
+    with pytest.raises(ValueError, match="'other' is not one of"):
+        Embedder(tiny, default_prompt_name="other")
 
 
 def test_cut_vectors_are_unit_vectors_of_the_leading_channels(tiny, model):

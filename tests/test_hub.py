@@ -166,6 +166,14 @@ def test_only_the_files_that_are_read_are_downloaded(monkeypatch, tmp_path):
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
         "1_Pooling/config.json",
+        "2_Normalize/config.json",
+        "0_Transformer/config.json",
+        "0_Transformer/model.safetensors",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "adapter_config.json",
     ]
     unwanted = [
         "README.md",
@@ -176,7 +184,6 @@ def test_only_the_files_that_are_read_are_downloaded(monkeypatch, tmp_path):
         "onnx/config.json",
         "openvino/openvino_model.bin",
         "fp32/model.safetensors",
-        "tokenizer_config.json",
         "vocab.json",
         "merges.txt",
     ]

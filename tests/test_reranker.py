@@ -185,7 +185,11 @@ def test_damaged_models_are_refused(untied_reranker, folder, tmp_path):
         answers.write_text(json.dumps(ids))
         with pytest.raises(CheckpointError, match=message):
             Reranker(copy)
-    (copy / "modules.json").unlink()  # a copy older than these files, with a tokenizer that has no "yes"
+    (copy / "modules.json").unlink()  # a copy older than these files
+    with pytest.raises(CheckpointError, match="ends every text with a token of its own"):
+        Reranker(copy)
+    tokenizer = json.loads((copy / "tokenizer.json").read_text()) | {"post_processor": None}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))  # which has no "yes"
     with pytest.raises(CheckpointError, match='has no "yes" and "no"'):
         Reranker(copy)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from qwen3np import CheckpointError
 from qwen3np.synth import BUILT_IN_TOKENIZER
 from qwen3np.tokenizer import EmbeddingTokenizer
+from qwen3np.tokenizer_config import TokenizerConfig
 
 END = "<|endoftext|>"
 UNLIMITED = 1 << 30
@@ -36,7 +37,8 @@ TEXTS = [
 
 @functools.cache
 def real(assets: Path, name: str) -> EmbeddingTokenizer:
-    return EmbeddingTokenizer(assets / "tokenizers" / f"{name}.tokenizer.json", REAL_FILES[name])
+    file = assets / "tokenizers" / f"{name}.tokenizer.json"
+    return EmbeddingTokenizer(file, REAL_FILES[name], appends_end=True)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_ids_hold_the_whole_text(any_tokenizer):
 def test_older_files_that_append_nothing_give_the_same_ids(assets, tmp_path):
     """Copies from before 6 June 2025 have no post-processor; without the end a vector is another one."""
     path = assets / "tokenizers" / "qwen3_embedding_0.6b.tokenizer.json"
-    older = EmbeddingTokenizer(changed(tmp_path, path, post_processor=None), 151669)
+    older = EmbeddingTokenizer(changed(tmp_path, path, post_processor=None), 151669, appends_end=True)
     assert older.encode(TEXTS, 64) == real(assets, "qwen3_embedding_0.6b").encode(TEXTS, 64)
 
 
@@ -137,9 +139,9 @@ def test_a_lone_surrogate_is_named_by_its_index(tokenizer):
         tokenizer.encode(["a"], UNLIMITED, prompt="\ud83d")
 
 
-def test_saved_truncation_and_padding_change_nothing(tokenizer, tmp_path):
-    """tokenizer.json may hold the settings of whoever saved it last."""
-    truncation = {"direction": "Left", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+def test_saved_lengths_and_padding_change_nothing(tokenizer, tmp_path):
+    """tokenizer.json may hold the settings of whoever saved it last. (The side of its truncation counts.)"""
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     padding = {
         "strategy": {"Fixed": 99},
         "direction": "Right",
@@ -159,12 +161,28 @@ def test_a_tokenizer_of_another_model_is_refused(assets, tmp_path):
     EmbeddingTokenizer(BUILT_IN_TOKENIZER, 2000)
     with pytest.raises(CheckpointError, match="1999, but config.json's vocab_size is 1999"):
         EmbeddingTokenizer(BUILT_IN_TOKENIZER, 1999)
-    processor = json.dumps(json.loads(BUILT_IN_TOKENIZER.read_text(encoding="utf-8"))["post_processor"])
-    appends = json.loads(processor.replace(END, "<|im_end|>").replace("1995", "1997"))
-    with pytest.raises(CheckpointError, match=r"adds the tokens \[1997\] to every text"):
-        EmbeddingTokenizer(changed(tmp_path, post_processor=appends), 2048)
     with pytest.raises(CheckpointError, match=r"has no token <\|endoftext\|>"):
-        EmbeddingTokenizer(changed(tmp_path, added_tokens=[], post_processor=None), 2048)
+        EmbeddingTokenizer(changed(tmp_path, added_tokens=[], post_processor=None), 2048, appends_end=True)
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+
+
+def test_pieces_that_transformers_would_not_use_are_refused(tmp_path):
+    """Its Qwen2Tokenizer has a normaliser and a split of its own; other classes take the file as it is."""
+    model = json.loads(BUILT_IN_TOKENIZER.read_text(encoding="utf-8"))["model"]
+    for piece, value in (
+        ("normalizer", {"type": "NFKC"}),
+        ("normalizer", None),
+        ("pre_tokenizer", {**BYTES, "use_regex": True}),
+        ("model", {**model, "ignore_merges": True}),
+    ):
+        path = changed(tmp_path, **{piece: value})
+        with pytest.raises(CheckpointError, match=f"its {piece} is not Qwen's .* PreTrainedTokenizerFast"):
+            EmbeddingTokenizer(path, 2048)
+        EmbeddingTokenizer(path, 2048, TokenizerConfig(is_qwen=False))
+    with pytest.raises(CheckpointError, match="dropout = 0.5 makes ids random"):
+        EmbeddingTokenizer(changed(tmp_path, model={**model, "dropout": 0.5}), 2048)
 
 
 @pytest.mark.parametrize(

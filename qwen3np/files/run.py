@@ -248,7 +248,7 @@ def _model_digest(checkpoint: Checkpoint) -> str:
     all of those, and 16 GB need not be read."""
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json"):
-        digest.update((checkpoint.folder / name).read_bytes())
+        digest.update((checkpoint.transformer_folder / name).read_bytes())
     for name, tensor in sorted(checkpoint.tensors.items()):
         values = tensor.data.reshape(-1)
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
