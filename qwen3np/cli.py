@@ -59,6 +59,10 @@ def embed(args: argparse.Namespace) -> None:
     for option in ("column", "id_column", "resume"):
         if getattr(args, option):
             raise ValueError(f"--{option.replace('_', '-')} is for an input file")
+    from .files.run import check_free, save
+
+    if args.output is not None:
+        check_free(args.output, args.overwrite)
     texts = [*args.texts, *args.text] or _stdin_lines()
     model = _load(args)
     prompt = commands.prompt_of(model, args)
@@ -67,10 +71,8 @@ def embed(args: argparse.Namespace) -> None:
         for text, vector in zip(texts, vectors, strict=True):
             print(outputs.json_line({"text": text}, vector))
         return
-    from .files.run import save
-
     info = {"model": commands.model_name(args.model), "dim": str(vectors.shape[1]), "prompt": prompt}
-    save(args.output, texts, vectors, info)
+    save(args.output, texts, vectors, info, args.overwrite)
     print(f"{args.output}: {vectors.shape[0]} x {vectors.shape[1]} {vectors.dtype}", file=sys.stderr)
 
 
@@ -128,21 +130,15 @@ def _json_file(path: Path) -> Iterator[Callable[[Any], None]]:
     once: what is to be written may take minutes to come."""
     if path.is_dir():
         raise ValueError(f"--json {path}: is a folder")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    from .files.atomic import write_file
 
-    def write(value: Any) -> None:
-        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-
+    tried = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            partial.touch()
-        except OSError as error:
-            raise ValueError(f"--json {path}: cannot be written ({error.strerror})") from error
-        yield write
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
+        tried.touch(exist_ok=False)
+        tried.unlink()
+    except OSError as error:
+        raise ValueError(f"--json {path}: cannot be written ({error.strerror})") from error
+    yield lambda value: write_file(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -283,7 +279,7 @@ def _parser() -> Parser:
     files.add_argument(
         "--resume", action="store_true", help="go on where an interrupted run stopped, if one did"
     )
-    files.add_argument("--overwrite", action="store_true", help="replace OUT, or what is left of a run")
+    p.add_argument("--overwrite", action="store_true", help="replace OUT, or what is left of a run")
     p.set_defaults(run=embed)
 
     p = commands.add_parser(

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ..search import semantic_search
 from ..table import table
 from . import saved
+from .record import ERRORS, beside
 from .rows import SUFFIXES
-from .run import Job, Report, bad_rows_message, embed_file, errors_file
-from .work import Sums, WorkFolder
+from .run import Job, Report, bad_rows_message, embed_file
+from .work import Sums, kept
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -61,11 +62,10 @@ def embed(args: argparse.Namespace, source: Path, load: Callable[[], Embedder]) 
         )
     except BaseException as error:
         bar.close()
-        if bar.begun and not isinstance(error, ValueError):
-            work = WorkFolder(args.output)
-            done = work.sums(work.count()).rows
+        left = kept(args.output) if bar.begun and not isinstance(error, ValueError) else None
+        if left is not None:
             print(
-                f"qwen3np: {done:,} of {bar.rows:,} rows are done and kept in {work.path}: "
+                f"qwen3np: {left[1]:,} of {bar.rows:,} rows are done and kept in {left[0]}: "
                 "go on with the same command and --resume",
                 file=sys.stderr,
             )
@@ -82,7 +82,9 @@ def model_name(model: str) -> str:
 def _summary(job: Job, report: Report) -> str:
     sums = report.sums
     lines = [f"{job.output}: {sums.texts:,} x {report.dim} float32, {sums.tokens:,} tokens"]
-    if report.resumed:
+    if report.complete:
+        lines[0] += ": is complete"
+    elif report.resumed:
         lines[0] += f" ({report.resumed:,} rows were done before)"
     if sums.cut:
         limit = f"{report.max_seq_length:,} tokens"
@@ -90,7 +92,7 @@ def _summary(job: Job, report: Report) -> str:
     if sums.rows > sums.texts:
         bad = sums.rows - sums.texts
         lines.append(
-            f"{bad:,} bad rows were left out ({errors_file(job.output)}): "
+            f"{bad:,} bad rows were left out ({beside(job.output, ERRORS)}): "
             + bad_rows_message(job.source, bad, report.first_bad_rows)
         )
     return "\n".join(lines)
