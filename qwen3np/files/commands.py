@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..search import semantic_search
+from ..search import Nearest, as_matrix, positive
 from ..table import table
 from . import saved
 from .record import ERRORS, beside
@@ -170,17 +170,16 @@ def search(args: argparse.Namespace, load: Callable[[], Embedder]) -> None:
 def _nearest(
     queries: Any, corpus: saved.Saved, top_k: int, score_function: str
 ) -> list[list[dict[str, Any]]]:
-    """`semantic_search` of one block after the other."""
-    best: list[list[dict[str, Any]]] = [[] for _ in queries]
-    first = 0
-    for block in corpus.blocks():
-        hits = semantic_search(queries, block, top_k, score_function=score_function)
-        for found, more in zip(best, hits, strict=True):
-            found += [{**hit, "corpus_id": first + hit["corpus_id"]} for hit in more]
-            found.sort(key=lambda hit: -hit["score"])  # stable: of equal scores the first row stays first
-            del found[top_k:]
-        first += len(block)
-    return best
+    nearest = Nearest(as_matrix(queries, "queries"), positive("top_k", top_k), score_function)
+    try:
+        for block in corpus.blocks():
+            nearest.add(block)
+    except ValueError as error:
+        raise corpus.error(error) from error
+    return [
+        [{"corpus_id": int(i), "score": float(s)} for i, s in zip(ids, scores, strict=True)]
+        for ids, scores in nearest.found
+    ]
 
 
 def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -> dict[int, saved.Found]:
