@@ -316,7 +316,10 @@ def _compute(
         chunk: list[Row | BadRow] = []
         vectors = [np.empty((0, dim), np.float32)]
         size, begun = 0, time.monotonic()
-        while size < CHUNK_BYTES and len(chunk) < CHUNK_ROWS and time.monotonic() - begun < CHUNK_SECONDS:
+        # One call at the least, however late it is.
+        while not chunk or (
+            size < CHUNK_BYTES and len(chunk) < CHUNK_ROWS and time.monotonic() - begun < CHUNK_SECONDS
+        ):
             started = time.monotonic()
             call, read = _call(entries, call_bytes, CHUNK_ROWS - len(chunk))
             more = bool(call)
