@@ -197,8 +197,8 @@ class WorkFolder:
         try:
             try:
                 self._lock = _acquired(FileLock(self.path / "lock", timeout=0))
-            except (OSError, NotImplementedError) as error:
-                if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in NO_FLOCK:
+            except (OSError, NotImplementedError):
+                if not _flock_is_missing(self.path / "lock"):
                     raise
                 soft = self.path / "lock.soft"
                 busy += f"; if none is, it was killed: delete {soft}"
@@ -256,6 +256,22 @@ def kept(output: Path) -> tuple[Path, int] | None:
         work.manifest = _read_manifest(work.path)
         return work.path, work.sums().rows
     return None
+
+
+def _flock_is_missing(lock: Path) -> bool:
+    """Whether the file system has no locks; filelock may say the same of that as of a lock that is taken."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in NO_FLOCK
+    finally:
+        os.close(file)
+    return False
 
 
 def _acquired(lock: BaseFileLock) -> BaseFileLock:
