@@ -133,7 +133,7 @@ def true_scores(name, queries, corpus):
 
 
 @pytest.mark.parametrize("name", search.SIMILARITIES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_search_is_exact_whatever_the_blocks_and_equal_rows_are_equal(name, data):
     """Rows that are there many times, nearly equal ones, and vectors of any size: the order is that of
