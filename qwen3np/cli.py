@@ -244,7 +244,7 @@ def _parser() -> Parser:
     files.add_argument(
         "--resume", action="store_true", help="go on where an interrupted run stopped, if one did"
     )
-    files.add_argument("--overwrite", action="store_true", help="replace OUT, or what is left of a run")
+    p.add_argument("--overwrite", action="store_true", help="replace OUT, or what is left of a run")
     p.set_defaults(run=embed)
 
     p = commands.add_parser(

@@ -1,41 +1,47 @@
 """Similarity of vectors, and exact search in many of them.
 
 Memory is bounded: a corpus is read in blocks of rows, so it may be a memory-mapped array larger than RAM
-(`np.load(path, mmap_mode="r")`).
+(`np.load(path, mmap_mode="r")`). Which rows are the best does not depend on the blocks, nor on where in them
+a row stands: products of float32 matrices, whose roundings do, only find the candidates, and those are scored
+in float64 one by one. Equal rows have equal scores.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import reference
+from .quantization import PRECISIONS, STORED, starts_and_steps
 
 Vectors = NDArray[np.float32]
+Scores = NDArray[np.float64]
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 BLOCK_ROWS = 16384  # of a corpus at a time: 64 MB of 1024 float32 channels
 QUERIES = 256  # at a time: their scores of a block are 16 MB
+EXACT_ROWS = 1024  # scored in float64 at a time
+EPSILON = 2.0**-24  # the rounding of a float32
 
 
 def similarity(a: ArrayLike, b: ArrayLike, name: str = "cosine") -> Vectors:
     """Every vector of `a` [A, dim] with every one of `b` [B, dim] -> [A, B].
 
-    Larger is more alike: the euclidean and manhattan distances are negative.
+    Larger is more alike: the euclidean and manhattan distances are negative. A zero vector has the cosine 0.
     """
     a, b = as_matrix(a), as_matrix(b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"vectors of {a.shape[1]} and of {b.shape[1]} channels cannot be compared")
     if name == "cosine":
-        return reference.normalize(a) @ reference.normalize(b).T
+        return unit(a) @ unit(b).T
     if name == "dot":
         return a @ b.T
     scores = np.empty((len(a), len(b)), np.float32)
     for i, row in enumerate(a):  # a row at a time: the differences of all pairs are len(a) times larger
-        scores[i] = _along_rows(name, row, b)
+        scores[i] = exact_scores(name, row, b)
     return scores
 
 
@@ -46,7 +52,7 @@ def similarity_pairwise(a: ArrayLike, b: ArrayLike, name: str = "cosine") -> Vec
         raise ValueError(
             f"pairs need as many vectors on both sides, found {list(a.shape)} and {list(b.shape)}"
         )
-    return _along_rows(name, a, b)
+    return exact_scores(name, a, b).astype(np.float32)
 
 
 def check_similarity(name: str) -> str:
@@ -55,22 +61,60 @@ def check_similarity(name: str) -> str:
     return name
 
 
-def as_matrix(x: ArrayLike) -> Vectors:
-    x = np.atleast_2d(np.asarray(x, np.float32))
-    if x.ndim != 2:
-        raise ValueError(f"expected one vector or a matrix of vectors, found shape {list(x.shape)}")
-    return x
+def as_matrix(x: ArrayLike, what: str = "vectors") -> Vectors:
+    """One vector or many, as float32. Raises TypeError for what is not an array of real numbers."""
+    found = _array(x, what)
+    if found.dtype.kind not in "fiu" or found.dtype.itemsize == 1:
+        hint = " (quantised vectors are searched by semantic_search with corpus_precision)"
+        raise TypeError(
+            f"{what} are {found.dtype}, expected floats{hint if found.dtype.itemsize == 1 else ''}"
+        )
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused as such
+        matrix = np.atleast_2d(found.astype(np.float32, copy=False))
+    if matrix.ndim != 2:
+        raise ValueError(f"expected one vector or a matrix of vectors, found shape {list(matrix.shape)}")
+    return matrix
 
 
-def _along_rows(name: str, a: Vectors, b: Vectors) -> Vectors:
-    """Along the last axis; `a` and `b` broadcast."""
-    if name == "cosine":
-        a, b = reference.normalize(a), reference.normalize(b)
-    if name in ("cosine", "dot"):
-        return np.sum(a * b, axis=-1)
-    if name == "euclidean":
-        return -np.linalg.norm(a - b, axis=-1)
-    return -np.sum(np.abs(a - b), axis=-1)
+def unit(x: Vectors) -> Vectors:
+    """Each vector divided by its length, whatever that is; a zero vector stays zero."""
+    length = _lengths(x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        units = x / length[:, None]
+    odd = ~((length > 1e-15) & (length < 1e15))
+    if odd.any():
+        wide = x[odd].astype(np.float64)  # whose squares hold all of float32
+        length = np.sqrt(np.sum(wide * wide, axis=1, keepdims=True))
+        units[odd] = wide / np.where(length == 0, 1, length)
+    return units
+
+
+def _lengths(x: Vectors) -> Vectors:
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return np.sqrt(np.einsum("ij,ij->i", x, x))
+
+
+def exact_scores(name: str, query: Vectors, rows: Vectors) -> Scores:
+    """In float64, along the last axis, `query` [dim] or [N, dim] with `rows` [N, dim]. A row's score depends
+    on nothing but the row."""
+    scores = np.empty(len(rows))
+    for start in range(0, len(rows), EXACT_ROWS):
+        b = rows[start : start + EXACT_ROWS].astype(np.float64)
+        a = (query[start : start + EXACT_ROWS] if query.ndim == 2 else query[None]).astype(np.float64)
+        if name == "euclidean":
+            score = -np.sqrt(np.sum((a - b) ** 2, axis=-1))
+        elif name == "manhattan":
+            score = -np.sum(np.abs(a - b), axis=-1)
+        else:
+            score = np.sum(a * b, axis=-1)
+            if name == "cosine":
+                length = np.sqrt(np.sum(a * a, axis=-1)) * np.sqrt(np.sum(b * b, axis=-1))
+                score /= np.where(length == 0, 1, length)
+        scores[start : start + EXACT_ROWS] = score
+    # Rounded to float32, where it can be: cosines that only rounding tells apart are equal.
+    with np.errstate(over="ignore"):
+        rounded = scores.astype(np.float32).astype(np.float64)
+    return np.where(np.isfinite(rounded), rounded, scores)
 
 
 def semantic_search(
@@ -91,62 +135,122 @@ def semantic_search(
         corpus: [N, dim], read in blocks; "binary" and "ubinary" rows hold 8 channels a byte.
         top_k: results a query; all N if there are fewer.
         score_function: "cosine", "dot", "euclidean" or "manhattan"; quantised corpora are searched by
-        "cosine" or
-            "dot".
+        "cosine" or "dot".
         corpus_precision: how the corpus was quantised (`quantize_embeddings`). int8 and uint8 rows are scored
-        with
-            their channels' values in the middle of their steps; `ranges` [2, dim] must be those they were
-            quantised with. binary rows are searched by Hamming distance, and the nearest rescore_multiplier *
-            top_k scored anew as rows of +1 and -1.
+        with their channels' values in the middle of their steps; `ranges` [2, dim] must be those they were
+        quantised with. binary rows are searched by Hamming distance, and the nearest rescore_multiplier *
+        top_k scored anew as rows of +1 and -1.
         rescore_embeddings: float vectors [N, dim], such as a memory-mapped file: the nearest
-        rescore_multiplier *
-            top_k rows of a quantised search are scored anew with these.
+        rescore_multiplier * top_k rows of a quantised search are scored anew with these.
 
-    Equal scores come in the order of the corpus. Raises ValueError for shapes that do not fit.
+    Equal scores come in the order of the corpus. Raises ValueError for shapes that do not fit and for vectors
+    that are not finite, TypeError for arrays of other types than `corpus_precision` says.
     """
-    queries_QD = as_matrix(queries)
-    corpus_ND: Any = corpus if hasattr(corpus, "shape") else np.asarray(corpus)
-    _check_search(queries_QD, corpus_ND, top_k, score_function, corpus_precision, ranges, rescore_embeddings)
+    queries_QD = as_matrix(queries, "queries")
+    corpus_ND = _sliceable(corpus)
+    rescore = None if rescore_embeddings is None else _sliceable(rescore_embeddings)
+    top_k, multiplier = positive("top_k", top_k), positive("rescore_multiplier", rescore_multiplier)
+    _check_search(queries_QD, corpus_ND, score_function, corpus_precision, rescore)
     binary = corpus_precision.endswith("binary")
-    scores: Callable[[Vectors, Any], Vectors]
-    if binary:
-        scores = hamming
-    elif corpus_precision == "float32":
-
-        def scores(a: Vectors, b: Any) -> Vectors:
-            return similarity(a, b, score_function)
-
-    else:
-        starts, steps = _starts_and_steps(np.asarray(ranges, np.float32))
+    decode: Callable[[Any], Any] = np.asarray
+    if corpus_precision == "float32":
+        decode = as_matrix
+    elif not binary:
+        if ranges is None:
+            raise ValueError(f"a corpus of {corpus_precision} needs the ranges it was quantised with")
+        starts, steps = starts_and_steps(ranges, queries_QD.shape[1])
         middle = 0.5 + (128 if corpus_precision == "int8" else 0)
 
-        def scores(a: Vectors, b: Any) -> Vectors:
-            return similarity(a, starts + (np.asarray(b, np.float32) + middle) * steps, score_function)
+        def decode(rows: Any) -> Vectors:
+            return starts + (np.asarray(rows, np.float32) + np.float32(middle)) * steps
 
-    exact = corpus_precision == "float32" or not (binary or rescore_embeddings is not None)
-    found = _best(queries_QD, corpus_ND, top_k if exact else top_k * rescore_multiplier, scores)
+    exact = corpus_precision == "float32" or not (binary or rescore is not None)
+    count = top_k if exact else top_k * multiplier
     results = []
-    for query, (ids, values) in zip(queries_QD, found, strict=True):
-        if not exact:
-            if rescore_embeddings is not None:
-                rows = np.asarray(rescore_embeddings[ids], np.float32)
-            else:
-                rows = np.unpackbits(_as_bits(corpus_ND[ids]), axis=1, count=len(query)) * np.float32(2) - 1
-            values = similarity(query, rows, score_function)[0]
-            order = np.lexsort((ids, -values))[:top_k]
-            ids, values = ids[order], values[order]
-        results.append([{"corpus_id": int(i), "score": float(s)} for i, s in zip(ids, values, strict=True)])
+    for start in range(0, len(queries_QD), QUERIES):
+        some = queries_QD[start : start + QUERIES]
+        nearest = Nearest(some, count, "hamming" if binary else score_function)
+        for first in range(0, len(corpus_ND), BLOCK_ROWS):
+            nearest.add(decode(corpus_ND[first : first + BLOCK_ROWS]))
+        for query, (ids, scores) in zip(some, nearest.found, strict=True):
+            if not exact:
+                if rescore is not None:
+                    rows = as_matrix(rescore[ids]).reshape(-1, len(query))
+                    _check_finite(rows, "row of rescore_embeddings", numbers=ids)
+                else:
+                    bits = np.unpackbits(_as_bits(corpus_ND[ids]), axis=1, count=len(query))
+                    rows = bits * np.float32(2) - 1
+                scores = exact_scores(score_function, query, rows)
+                order = np.lexsort((ids, -scores))[:top_k]
+                ids, scores = ids[order], scores[order]
+            results.append(
+                [{"corpus_id": int(i), "score": float(s)} for i, s in zip(ids, scores, strict=True)]
+            )
     return results
 
 
-def _check_search(
-    queries: Vectors, corpus: Any, top_k: int, score_function: str, precision: str, ranges: Any, rescore: Any
-) -> None:
-    from .quantization import PRECISIONS
+class Nearest:
+    """The best rows for each query among the blocks of a corpus that have been added, in their order.
 
+    found: for each query the numbers of the rows and their scores, best first, the earlier row where two are
+    equal.
+    score_function: one of SIMILARITIES, or "hamming", whose blocks are packed bits.
+    """
+
+    def __init__(self, queries: Vectors, count: int, score_function: str) -> None:
+        _check_finite(queries, "query")
+        self._queries, self._count, self._name = queries, count, score_function
+        self._units = unit(queries) if score_function == "cosine" else queries
+        self._lengths = np.sqrt(np.sum(queries.astype(np.float64) ** 2, axis=1))
+        self._rows = 0
+        self.found = [(np.empty(0, np.int64), np.empty(0)) for _ in queries]
+
+    def add(self, block: Any) -> None:
+        """[N, dim]. Raises ValueError for a row that is not finite: no score would say where it belongs."""
+        for i, (new, scores) in enumerate(self._scored(block)):
+            ids, best = self.found[i]
+            ids, best = np.concatenate([ids, self._rows + new]), np.concatenate([best, scores])
+            order = np.argsort(-best, kind="stable")[: self._count]
+            self.found[i] = ids[order], best[order]
+        self._rows += len(block)
+
+    def _scored(self, block: Any) -> Iterator[tuple[NDArray[np.int64], Scores]]:
+        """For each query: rows of the block, all that may be among its best, and their exact scores."""
+        if self._name == "hamming":
+            for row in hamming(self._queries, block):
+                yield np.arange(len(block)), row.astype(np.float64)
+        elif self._name in ("euclidean", "manhattan"):
+            _check_finite(block, "corpus row", self._rows)
+            for query in self._queries:
+                yield np.arange(len(block)), exact_scores(self._name, query, block)
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                rough = self._units @ (unit(block) if self._name == "cosine" else block).T
+            # A row with a NaN or an infinity has no finite product, not even with zeros.
+            if not np.isfinite(rough).all():
+                _check_finite(block, "corpus row", self._rows)
+            lengths = None if self._name == "cosine" else _lengths(block)
+            for i, query in enumerate(self._queries):
+                new = self._candidates(i, rough[i], lengths)
+                yield new, exact_scores(self._name, query, block[new])
+
+    def _candidates(self, i: int, rough: Vectors, lengths: Vectors | None) -> NDArray[np.int64]:
+        """Rows that may be among the best, by scores that are off by the roundings of float32."""
+        dim = self._queries.shape[1]
+        # |error| <= dim * EPSILON * |a| |b| in whatever order the products are added (Higham, Accuracy and
+        # Stability, 3.1); twice for the lengths, twice to be safe; and what is lost below the normal numbers.
+        size = 1.0 if lengths is None else self._lengths[i] * lengths.astype(np.float64)
+        margin = 4 * (dim + 16) * EPSILON * size + dim * 2.0**-125
+        margin = np.where(np.isfinite(rough), margin, np.inf)  # the product is too large for float32
+        rough = np.where(np.isfinite(rough), rough, 0)
+        best = self.found[i][1]
+        least = best[-1] if len(best) == self._count else -np.inf
+        if len(rough) > self._count:
+            least = max(least, np.partition(rough - margin, -self._count)[-self._count])
+        return np.flatnonzero(rough + margin >= least)
+
+def _check_search(queries: Vectors, corpus: Any, score_function: str, precision: str, rescore: Any) -> None:
     check_similarity(score_function)
-    if type(top_k) is not int or top_k < 1:
-        raise ValueError(f"top_k must be a positive integer, found {top_k!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"corpus_precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision != "float32" and score_function not in ("cosine", "dot"):
@@ -157,29 +261,49 @@ def _check_search(
         raise ValueError(
             f"queries of {dim} channels need a {precision} corpus [N, {columns}], found {list(corpus.shape)}"
         )
-    if precision.endswith("int8") and (ranges is None or np.shape(ranges) != (2, dim)):
-        raise ValueError(f"a corpus of {precision} needs the ranges [2, {dim}] it was quantised with")
-    if rescore is not None and rescore.shape != (len(corpus), dim):
-        raise ValueError(f"rescore_embeddings must be [{len(corpus)}, {dim}], found {list(rescore.shape)}")
+    stored = STORED[precision]
+    if precision != "float32" and corpus.dtype != stored:
+        raise TypeError(f"a corpus of {precision} is an array of {stored}, found {corpus.dtype}")
+    if precision == "float32":
+        as_matrix(corpus[:0], "the corpus' vectors")
+    if rescore is not None:
+        if rescore.shape != (len(corpus), dim):
+            raise ValueError(
+                f"rescore_embeddings must be [{len(corpus)}, {dim}], found {list(rescore.shape)}"
+            )
+        as_matrix(rescore[:0], "rescore_embeddings")
 
 
-def _best(
-    queries: Vectors, corpus: Any, count: int, scores: Callable[[Vectors, Any], Vectors]
-) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-    """Row numbers and scores of the `count` best rows a query, best first, the earlier row where two are
-    equal."""
-    for start in range(0, len(queries), QUERIES):
-        some = queries[start : start + QUERIES]
-        found = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in some]
-        for first in range(0, len(corpus), BLOCK_ROWS):
-            for i, row in enumerate(scores(some, corpus[first : first + BLOCK_ROWS])):
-                ids, best = found[i]
-                # Rows that beat the last of the best are few in all blocks but the first.
-                new = np.flatnonzero(row > best[-1]) if len(best) == count else np.arange(len(row))
-                ids, best = np.concatenate([ids, first + new]), np.concatenate([best, row[new]])
-                order = np.argsort(-best, kind="stable")[:count]
-                found[i] = ids[order], best[order]
-        yield from found
+def _sliceable(x: Any) -> Any:
+    """What has rows that are read when they are taken, such as a file, stays that; lists become arrays."""
+    return x if isinstance(getattr(x, "dtype", None), np.dtype) else np.asarray(x)
+
+
+def positive(name: str, value: Any) -> int:
+    try:
+        number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name} must be a positive integer, found {value!r}")
+    return number
+
+
+def _array(x: Any, what: str) -> NDArray[Any]:
+    if np.ma.isMaskedArray(x):
+        raise TypeError(f"{what} are a masked array: drop the rows that are masked, or fill them")
+    return np.asarray(x)
+
+
+def _check_finite(rows: Vectors, what: str, first: int = 0, numbers: Any = None) -> None:
+    good = np.isfinite(rows).all(axis=1)
+    if not good.all():
+        bad = int(np.argmin(good))
+        number = first + bad if numbers is None else int(numbers[bad])
+        raise ValueError(
+            f"{what} {number} holds a NaN, an infinity, or a number too large for float32: drop it, or "
+            "compute that vector again"
+        )
 
 
 def hamming(queries: Vectors, corpus: Any) -> Vectors:
@@ -196,8 +320,3 @@ def _as_bits(rows: Any) -> NDArray[np.uint8]:
     """Packed rows as they were packed: "binary" is stored less 128."""
     rows = np.asarray(rows)
     return (rows.astype(np.int16) + 128).astype(np.uint8) if rows.dtype == np.int8 else rows
-
-
-def _starts_and_steps(ranges: Vectors) -> tuple[Vectors, Vectors]:
-    steps = (ranges[1] - ranges[0]) / 255
-    return ranges[0], np.where(steps == 0, 1, steps).astype(np.float32)

@@ -29,6 +29,10 @@ def embed(args: argparse.Namespace, load: Callable[[], Embedder]) -> None:
     for option in ("column", "id_column", "delimiter", "resume"):
         if getattr(args, option):
             raise ValueError(f"--{option.replace('_', '-')} is for an input file")
+    from .files.run import check_free, save
+
+    if args.output is not None:
+        check_free(args.output, args.overwrite)
     found = [*texts(args.texts, as_text="--text"), *args.text] or stdin_lines()
     model = load()
     prompt = commands.prompt_of(model, args)
@@ -39,10 +43,8 @@ def embed(args: argparse.Namespace, load: Callable[[], Embedder]) -> None:
         for text, vector in zip(found, vectors, strict=True):
             print(outputs.json_line({"text": text}, vector))
         return
-    from .files.run import save
-
     info = {"model": commands.model_name(args.model), "dim": str(vectors.shape[1]), "prompt": prompt}
-    save(args.output, found, vectors, info)
+    save(args.output, found, vectors, info, args.overwrite)
     say(f"{args.output}: {vectors.shape[0]} x {vectors.shape[1]} {vectors.dtype}")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files.atomic import write_file
 from .parity import require_transformers
 from .table import terminal_columns
 from .verify import verify
@@ -40,18 +41,10 @@ def _json_file(path: Path) -> Iterator[Callable[[Any], None]]:
     once: what is to be written may take minutes to come."""
     if path.is_dir():
         raise ValueError(f"--json {path}: is a folder")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def write(value: Any) -> None:
-        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-
+    tried = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            partial.touch()
-        except OSError as error:
-            raise ValueError(f"--json {path}: cannot be written ({error.strerror})") from error
-        yield write
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
+        tried.touch(exist_ok=False)
+        tried.unlink()
+    except OSError as error:
+        raise ValueError(f"--json {path}: cannot be written ({error.strerror})") from error
+    yield lambda value: write_file(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")

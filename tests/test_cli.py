@@ -95,12 +95,16 @@ def test_embed_options_are_those_of_encode(run, tiny, model, options, arguments)
 
 
 def test_embed_writes_an_array(run, tiny, model, tmp_path):
-    """In place of an older one; stdout stays empty and no temporary file is left."""
+    """In place of an older one, if asked; stdout stays empty and no temporary file is left."""
     (tmp_path / "out.npy").write_bytes(b"older")
-    code, out, err = run("embed", "--model", tiny, "--output", tmp_path / "out.npy", *TEXTS)
+    command = ["embed", "--model", tiny, "--output", tmp_path / "out.npy", *TEXTS]
+    code, _, err = run(*command)
+    assert code == 2 and "exists; --overwrite replaces it" in err
+    assert (tmp_path / "out.npy").read_bytes() == b"older"
+    code, out, err = run(*command, "--overwrite")
     assert (code, out) == (0, "") and "3 x 96 float32" in err
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), model.encode(TEXTS))
-    assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.npy", "out.npy.json"]
 
 
 def test_similarity_prints_the_scores(run, tiny, model):

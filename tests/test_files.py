@@ -83,7 +83,7 @@ def test_every_format_to_every_other(embed, model, source, output, ids, tmp_path
     assert found_ids == (ids or (None if output == ".npy" else list(range(6))))
     beside = {"out.npy.ids.jsonl"} if output == ".npy" else {"out.safetensors.ids.jsonl"}
     named = beside if ids and output in (".npy", ".safetensors") else set()
-    assert {p.name for p in tmp_path.iterdir()} == {f"in{source}", out.name} | named
+    assert {p.name for p in tmp_path.iterdir()} == {f"in{source}", out.name, out.name + ".json"} | named
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -92,7 +92,7 @@ def test_texts_that_are_no_file_go_to_every_format(embed, model, output, tmp_pat
     out = tmp_path / f"out{output}"
     write_input(tmp_path / "in.jsonl", TEXTS, IDS)
     assert embed("in.jsonl", "--output", out.name)[0] == 0
-    assert embed("one", "--text", "a.csv", "--output", out.name)[0] == 0
+    assert embed("one", "--text", "a.csv", "--output", out.name, "--overwrite")[0] == 0
     vectors, ids, texts = read_output(out)
     np.testing.assert_array_equal(vectors, model.encode(["one", "a.csv"]))
     assert ids in (None, [0, 1]) and texts in (None, ["one", "a.csv"])
@@ -389,7 +389,8 @@ def test_an_output_is_replaced_only_if_asked(embed, model, tmp_path):
     assert embed("in.jsonl", "--output", "out.npy", "--overwrite")[0] == 0
     write_input(tmp_path / "in.txt", TEXTS[:2])
     assert embed("in.txt", "--output", "out.npy", "--overwrite")[0] == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "in.txt", "out.npy"]  # and no older ids
+    names = ["in.jsonl", "in.txt", "out.npy", "out.npy.json"]  # and no older ids
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert np.load(tmp_path / "out.npy").shape == (2, 96)
 
 
@@ -427,8 +428,12 @@ def test_search_takes_the_model_from_the_output(embed, model, tiny, tmp_path, ca
         assert embed("in.txt", "--output", f"out{output}")[0] == 0
         loaded.clear()
         assert main(["search", f"out{output}", "capital", "--instruction", "x"]) == 0
+        assert loaded == [str(tiny)]
+        assert "does not say which model made it" not in capsys.readouterr().err
+        (tmp_path / f"out{output}.json").unlink()
+        assert main(["search", f"out{output}", "capital"]) == 0
         recorded = output in (".parquet", ".safetensors")
-        assert loaded == [str(tiny) if recorded else "Qwen/Qwen3-Embedding-0.6B"]
+        assert loaded[1:] == [str(tiny) if recorded else "Qwen/Qwen3-Embedding-0.6B"]
         assert ("does not say which model made it" in capsys.readouterr().err) != recorded
 
 
@@ -468,4 +473,6 @@ def test_search_does_not_take_other_texts(embed, tmp_path):
         in embed("out.npy", "x", "--texts", "other.jsonl", command="search")[2]
     )
     (tmp_path / "out.npy.ids.jsonl").write_text('"a"\n')
+    assert "is of another run than out.npy.json" in embed("out.npy", "x", command="search")[2]
+    (tmp_path / "out.npy.json").unlink()
     assert "it is of another run" in embed("out.npy", "x", command="search")[2]

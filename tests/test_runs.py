@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3np.files import run, work
+from qwen3np.files import atomic, identity, run, work
 
 TEXTS = ["The capital of China is Beijing.", "", "中国\u2028首都", 'He said "hi"', "  spaces\t", "a" * 300]
 OUTPUTS = [".npy", ".jsonl", ".parquet", ".safetensors"]
@@ -39,20 +39,20 @@ def program(*args: object, cwd: Path, **options) -> subprocess.Popen:
 
 def test_two_runs_do_not_write_one_output(embed, tmp_path):
     write_input(tmp_path / "in.txt", TEXTS)
-    with work.WorkFolder(tmp_path / "out.npy"):
+    with work.WorkFolder(tmp_path / "out.npy") as folder:
+        folder.begin({"run": {}, "replaces": {}})
         for options in ([], ["--resume"], ["--overwrite"]):
             code, _, err = embed("in.txt", "--output", "out.npy", *options)
             assert code == 2 and "another run is writing it" in err
-    assert embed("in.txt", "--output", "out.npy")[0] == 0
+    assert embed("in.txt", "--output", "out.npy", "--overwrite")[0] == 0
 
 
 class Interruption:
     """Lets a run write `allowed` times; then the disk is full, or Ctrl-C is pressed."""
 
     def __init__(self, monkeypatch, error: BaseException) -> None:
-        self.error, self.allowed, self.write = error, 0, work.write
-        monkeypatch.setattr("qwen3np.files.work.write", self)
-        monkeypatch.setattr("qwen3np.files.outputs.write", self)
+        self.error, self.allowed, self.write = error, 0, atomic.write
+        monkeypatch.setattr(atomic, "write", self)
 
     def __call__(self, file, data) -> None:
         self.allowed -= 1
@@ -87,7 +87,7 @@ def test_a_run_interrupted_anywhere_goes_on(embed, tmp_path, monkeypatch, output
     command = ["in.jsonl", "--output", out.name, "--on-error", "skip"]
     assert embed(*command)[0] == 0
     whole = {p.name: p.read_bytes() for p in tmp_path.glob("out*")}
-    assert len(whole) == (3 if output in (".npy", ".safetensors") else 2)
+    assert len(whole) == (4 if output in (".npy", ".safetensors") else 3)
     resumed = []
     for allowed in range(100):
         for name in whole:
@@ -95,8 +95,7 @@ def test_a_run_interrupted_anywhere_goes_on(embed, tmp_path, monkeypatch, output
         writes = Interruption(monkeypatch, error)
         writes.allowed = allowed
         found, _, err = embed(*command)
-        monkeypatch.setattr("qwen3np.files.work.write", writes.write)
-        monkeypatch.setattr("qwen3np.files.outputs.write", writes.write)
+        monkeypatch.setattr(atomic, "write", writes.write)
         if writes.allowed >= 0:
             break
         assert found == code and not out.exists()
@@ -136,13 +135,13 @@ def test_resume_goes_on_with_the_same_run_only(embed, tmp_path, monkeypatch, cha
 def test_resume_knows_another_model_of_the_same_shape(embed, tmp_path, model, monkeypatch):
     """One weight of 652,384 is another, at the beginning of a tensor."""
     write_input(tmp_path / "in.txt", TEXTS)
-    before = run._model_digest(model.checkpoint)
+    before = identity.model_digest(model.checkpoint)
     name = "layers.2.mlp.up_proj.weight"
     tensor = model.checkpoint.tensors[name]
     changed = np.array(tensor.data)
     changed[0, 0] ^= 1
     monkeypatch.setitem(model.checkpoint.tensors, name, type(tensor)(name, tensor.dtype, changed))
-    assert run._model_digest(model.checkpoint) != before
+    assert identity.model_digest(model.checkpoint) != before
 
 
 @pytest.mark.parametrize(
@@ -159,7 +158,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny, embed, tmp_path, output, how):
     out = tmp_path / f"out{output}"
     command = ["embed", "--model", tiny, "in.txt", "--output", out.name]
     process = program(*command, cwd=tmp_path)
-    while not (tmp_path / f"{out.name}.partial" / "00000000.npy").exists():
+    while not (tmp_path / f"{out.name}.partial" / "00000000.chunk").exists():
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(how)
@@ -170,7 +169,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny, embed, tmp_path, output, how):
     code, _, err = embed("in.txt", "--output", out.name, "--resume")
     assert code == 0 and "rows were done before" in err
     assert out.read_bytes() == (tmp_path / f"whole{output}").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.txt", out.name, f"whole{output}"]
+    outputs = [out.name, out.name + ".json", f"whole{output}", f"whole{output}.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["in.txt", *outputs])
 
 
 @pytest.mark.parametrize("output", [".parquet", *map(slow, (".npy", ".jsonl", ".safetensors"))])
@@ -192,14 +192,14 @@ def test_a_file_that_outgrows_its_limit(tiny, embed, tmp_path, output):
 
 def test_an_input_that_changes_meanwhile(embed, model, tmp_path, monkeypatch):
     source = write_input(tmp_path / "in.txt", TEXTS)
-    digest = run._model_digest
+    digest = identity.model_digest
 
-    def append(checkpoint):
+    def append(*arguments):
         with open(source, "a") as file:
             file.write("more\n")
-        return digest(checkpoint)
+        return digest(*arguments)
 
-    monkeypatch.setattr(run, "_model_digest", append)
+    monkeypatch.setattr(identity, "model_digest", append)
     code, _, err = embed("in.txt", "--output", "out.npy")
     assert code == 2 and "in.txt: changed while it was read" in err and not (tmp_path / "out.npy").exists()
 

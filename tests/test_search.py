@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qwen3np import quantization_ranges, quantize_embeddings, reference, search, semantic_search
 
@@ -102,19 +104,172 @@ def test_what_does_not_fit_is_refused(vectors):
             semantic_search(*arguments)
     for options, message in (
         ({"corpus_precision": "int4"}, "'int4' is not one of"),
-        ({"corpus_precision": "int8"}, "needs the ranges"),
+        ({"corpus_precision": "ubinary"}, "8"),
         ({"score_function": "jaccard"}, "'jaccard' is not one of"),
         ({"corpus_precision": "int8", "score_function": "euclidean"}, "not by euclidean"),
-        (
-            {"corpus_precision": "int8", "ranges": np.zeros((2, 64)), "rescore_embeddings": corpus[:5]},
-            "500, 64",
-        ),
+        ({"rescore_embeddings": corpus[:5]}, "500, 64"),
     ):
         with pytest.raises(ValueError, match=message):
             semantic_search(queries, corpus, **options)
     with pytest.raises(ValueError, match="two vectors or more"):
         quantize_embeddings(corpus[0], "int8")
-    with pytest.raises(ValueError, match="expected float vectors"):
+    with pytest.raises(TypeError, match="the vectors to quantise are uint8, expected floats"):
         quantize_embeddings(bits, "int8")
     with pytest.raises(ValueError, match="'int4' is not one of"):
         quantize_embeddings(corpus, "int4")
+
+
+def true_scores(name, queries, corpus):
+    """In float64, as written, and rounded to float32."""
+    a, b = queries[:, None].astype(np.float64), corpus[None].astype(np.float64)
+    if name == "euclidean":
+        return -np.sqrt(((a - b) ** 2).sum(axis=-1)).astype(np.float32)
+    if name == "manhattan":
+        return -np.abs(a - b).sum(axis=-1).astype(np.float32)
+    scores = (a * b).sum(axis=-1)
+    if name == "cosine":
+        scores /= np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    return scores.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", search.SIMILARITIES)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_search_is_exact_whatever_the_blocks_and_equal_rows_are_equal(name, data):
+    """Rows that are there many times, nearly equal ones, and vectors of any size: the order is that of
+    float64, equal scores in the order of the corpus."""
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dim, count = draw(st.integers(1, 300)), draw(st.integers(1, 120))
+    distinct = rng.standard_normal((draw(st.integers(1, 40)), dim))
+    distinct[1:] += draw(st.sampled_from([0, 1e3, 1e6])) * distinct[0]  # nearly parallel
+    corpus = (distinct * 10.0 ** draw(st.integers(-30, 30)))[rng.integers(len(distinct), size=count)]
+    corpus = corpus.astype(np.float32)
+    queries = (corpus[rng.integers(count, size=3)] * rng.uniform(0.5, 2, (3, dim))).astype(np.float32)
+    top_k = draw(st.integers(1, count))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "BLOCK_ROWS", draw(st.integers(1, count + 1)))
+        patch.setattr(search, "EXACT_ROWS", draw(st.integers(1, 50)))
+        patch.setattr(search, "QUERIES", draw(st.integers(1, 4)))
+        results = semantic_search(queries, corpus, top_k, score_function=name)
+    with np.errstate(over="ignore"):
+        true = true_scores(name, queries, corpus)
+    for row, found in zip(true, results, strict=True):
+        scores = {r["corpus_id"]: r["score"] for r in found}
+        assert len(scores) == top_k
+        ranked = sorted(scores, key=lambda i: (-scores[i], i))
+        assert [r["corpus_id"] for r in found] == ranked
+        for i in scores:  # the scores that the same row has elsewhere
+            same = [j for j in scores if (corpus[i] == corpus[j]).all()]
+            assert len({scores[j] for j in same}) == 1
+            assert all(j in scores for j in range(i) if (corpus[i] == corpus[j]).all())
+        if np.isfinite(row).all():
+            expected = np.sort(-row)[:top_k]
+            tolerance = 3e-7 * np.abs(expected).max() if name != "dot" else 3e-7 * np.abs(row).max()
+            np.testing.assert_allclose([-r["score"] for r in found], expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("a, b", [(1e30, 1e30), (1e-30, 1e-30), (1e38, 1e-38), (1, 1e-42)])
+def test_a_cosine_does_not_depend_on_the_lengths(vectors, a, b):
+    queries, corpus = vectors
+    expected = semantic_search(queries, corpus, 5)
+    scaled = [(x * np.float64(by)).astype(np.float32) for x, by in ((queries, a), (corpus, b))]
+    true = true_scores("cosine", *scaled)
+    np.testing.assert_allclose(search.similarity(*scaled), true, atol=1e-6)
+    np.testing.assert_allclose(
+        search.similarity_pairwise(scaled[0], scaled[1][:7]), np.diag(true[:, :7]), atol=1e-6
+    )
+    found = semantic_search(*scaled, 5)
+    if b > 1e-40:  # below, a float32 has few digits
+        assert ids(found) == ids(expected)
+    for row, best in zip(true, found, strict=True):
+        np.testing.assert_allclose([r["score"] for r in best], -np.sort(-row)[:5], atol=1e-6)
+    assert search.similarity([[0.0, 0.0]], [[1.0, 2.0]]).tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize("name", search.SIMILARITIES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_a_row_that_is_not_finite_hides_no_other(vectors, monkeypatch, name, value):
+    queries, corpus = vectors
+    monkeypatch.setattr(search, "BLOCK_ROWS", 64)
+    for row in (0, 63, 64, 499):
+        damaged = corpus.astype(np.float64)
+        damaged[row, 5] = value
+        with pytest.raises(ValueError, match=f"corpus row {row} holds a NaN, an infinity"):
+            semantic_search(queries, damaged, 3, score_function=name)
+    damaged = queries.astype(np.float64)
+    damaged[4, 0] = value
+    with pytest.raises(ValueError, match="query 4 holds"):
+        semantic_search(damaged, corpus, score_function=name)
+    bits = quantize_embeddings(corpus, "ubinary")
+    damaged = corpus.astype(np.float64)
+    damaged[7] = value
+    with pytest.raises(ValueError, match="row of rescore_embeddings 7 holds"):
+        semantic_search(corpus[7], bits, 1, corpus_precision="ubinary", rescore_embeddings=damaged)
+
+
+@pytest.mark.parametrize(
+    "change, precision, error",
+    [
+        (lambda x: x.astype(np.complex64), "float32", "complex64, expected floats"),
+        (lambda x: x > 0, "float32", "bool, expected floats"),
+        (lambda x: x.astype(object), "float32", "object, expected floats"),
+        (lambda x: x.astype(str), "float32", "<U32, expected floats"),
+        (lambda x: np.ma.masked_less(x, 0), "float32", "are a masked array"),
+        (lambda x: quantize_embeddings(x, "int8"), "float32", "int8, expected floats .*corpus_precision"),
+        (lambda x: quantize_embeddings(x, "int8"), "uint8", "uint8 is an array of uint8, found int8"),
+        (lambda x: quantize_embeddings(x, "uint8"), "int8", "int8 is an array of int8, found uint8"),
+        (lambda x: x, "int8", "a corpus of int8 is an array of int8, found float32"),
+        (lambda x: quantize_embeddings(x, "binary"), "ubinary", "array of uint8, found int8"),
+        (lambda x: quantize_embeddings(x, "ubinary"), "binary", "array of int8, found uint8"),
+    ],
+)
+def test_arrays_of_another_type_are_refused(vectors, change, precision, error):
+    queries, corpus = vectors
+    options = {"corpus_precision": precision, "ranges": quantization_ranges(corpus)}
+    with pytest.raises(TypeError, match=error):
+        semantic_search(queries, change(corpus), **options)
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        (lambda r: r[::-1], r"ranges are reversed: channel 0 goes from"),
+        (lambda r: r[:1], r"ranges must be \[2, 64\], .* found \[1, 64\]"),
+        (lambda r: r[0], r"found \[64\]"),
+        (lambda r: r[:, :32], r"found \[2, 32\]"),
+        (lambda r: r * np.nan, "ranges hold nan"),
+        (lambda r: r * np.float64(1e300), "ranges hold -?inf"),
+        (lambda r: r.astype(int), "ranges are int64, expected floats"),
+        (lambda r: None, "needs the ranges"),
+    ],
+)
+def test_ranges_that_are_none_are_refused(vectors, change, error):
+    queries, corpus = vectors
+    ranges = change(quantization_ranges(corpus))
+    packed = quantize_embeddings(corpus, "int8")
+    with pytest.raises((TypeError, ValueError), match=error):
+        semantic_search(queries, packed, corpus_precision="int8", ranges=ranges)
+    if ranges is not None:
+        with pytest.raises((TypeError, ValueError), match=error):
+            quantize_embeddings(corpus, "int8", ranges=ranges)
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_vectors_that_are_not_finite_are_not_quantised(vectors, precision):
+    _, corpus = vectors
+    damaged = corpus.copy()
+    damaged[3, 5] = np.nan
+    with pytest.raises(ValueError, match=r"hold nan at \[3, 5\]"):
+        quantize_embeddings(damaged, precision)
+    if "int8" in precision:
+        with pytest.raises(ValueError, match=r"hold nan at \[3, 5\]"):
+            quantize_embeddings(corpus, precision, calibration_embeddings=damaged)
+
+
+def test_sizes_may_be_numpy_integers(vectors):
+    queries, corpus = vectors
+    assert semantic_search(queries, corpus, np.int64(3)) == semantic_search(queries, corpus, 3)
+    for top_k in (0, -1, 2.0, True, "3", None):
+        with pytest.raises(ValueError, match="top_k must be a positive integer"):
+            semantic_search(queries, corpus, top_k)

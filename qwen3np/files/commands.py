@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import looks_like_file, names_file, refusal, texts
 from ..progress import bar, ticking
-from ..search import semantic_search
+from ..search import Nearest, as_matrix, positive
 from ..streams import escaped, say
 from ..table import table, terminal_columns
 from . import saved
 from .lines import format_of
+from .record import ERRORS, beside
 from .rows import SUFFIXES
-from .run import Job, Report, bad_rows_message, embed_file, errors_file
-from .work import Sums, WorkFolder
+from .run import Job, Report, bad_rows_message, embed_file
+from .work import Sums, kept
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -69,11 +70,10 @@ def embed(args: argparse.Namespace, source: Path, load: Callable[[], Embedder]) 
         )
     except BaseException as error:
         bar.close()
-        if bar.begun and not isinstance(error, ValueError):
-            work = WorkFolder(args.output)
-            done = work.sums(work.count()).rows
+        left = kept(args.output) if bar.begun and not isinstance(error, ValueError) else None
+        if left is not None:
             say(
-                f"qwen3np: {done:,} of {bar.rows:,} rows are done and kept in {work.path}: "
+                f"qwen3np: {left[1]:,} of {bar.rows:,} rows are done and kept in {left[0]}: "
                 "go on with the same command and --resume"
             )
         raise
@@ -90,7 +90,9 @@ def model_name(model: str) -> str:
 def _summary(job: Job, report: Report) -> list[str]:
     sums = report.sums
     lines = [f"{job.output}: {sums.texts:,} x {report.dim} float32, {sums.tokens:,} tokens"]
-    if report.resumed:
+    if report.complete:
+        lines[0] += ": is complete"
+    elif report.resumed:
         lines[0] += f" ({report.resumed:,} rows were done before)"
     if sums.cut:
         limit = f"{report.max_seq_length:,} tokens"
@@ -100,7 +102,7 @@ def _summary(job: Job, report: Report) -> list[str]:
     if sums.rows > sums.texts:
         bad = sums.rows - sums.texts
         lines.append(
-            f"{bad:,} bad rows were left out ({errors_file(job.output)}): "
+            f"{bad:,} bad rows were left out ({beside(job.output, ERRORS)}): "
             + bad_rows_message(job.source, bad, report.first_bad_rows)
         )
     return lines
@@ -176,17 +178,16 @@ def search(args: argparse.Namespace, load: Callable[[], Embedder]) -> None:
 def _nearest(
     queries: Any, corpus: saved.Saved, top_k: int, score_function: str
 ) -> list[list[dict[str, Any]]]:
-    """`semantic_search` of one block after the other."""
-    best: list[list[dict[str, Any]]] = [[] for _ in queries]
-    first = 0
-    for block in corpus.blocks():
-        hits = semantic_search(queries, block, top_k, score_function=score_function)
-        for found, more in zip(best, hits, strict=True):
-            found += [{**hit, "corpus_id": first + hit["corpus_id"]} for hit in more]
-            found.sort(key=lambda hit: -hit["score"])  # stable: of equal scores the first row stays first
-            del found[top_k:]
-        first += len(block)
-    return best
+    nearest = Nearest(as_matrix(queries, "queries"), positive("top_k", top_k), score_function)
+    try:
+        for block in corpus.blocks():
+            nearest.add(block)
+    except ValueError as error:
+        raise corpus.error(error) from error
+    return [
+        [{"corpus_id": int(i), "score": float(s)} for i, s in zip(ids, scores, strict=True)]
+        for ids, scores in nearest.found
+    ]
 
 
 def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -> dict[int, saved.Found]:

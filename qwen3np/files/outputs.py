@@ -8,13 +8,14 @@ What an output holds besides its vectors:
     .npy          nothing
 
 Ids that find no room there are in a file beside it, OUT.ids.jsonl, one a line, unless they are just the
-numbers of the vectors. `info` is a mapping of strings: the model and how it was used.
+numbers of the vectors. `info` is a mapping of strings: the model and how it was used. It is in the record
+beside every output, too (published.py). The bytes do not depend on how the vectors are divided into chunks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,17 +23,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from . import atomic
 from .parquet import pyarrow_parquet
 from .rows import BadRow
-from .work import Chunk, Sums, flush, npy_header, write
+from .work import Chunk, Sums, npy_header
 
 SUFFIXES = (".npy", ".jsonl", ".parquet", ".safetensors")
 WITH_TEXTS = (".jsonl", ".parquet")
-ROW_GROUP = 4096  # rows, or more: a chunk is not split
+ROW_GROUP = 4096  # rows
 
 
 def check_name(output: Path) -> None:
     """Raises ValueError, or ImportError, for an output that could not be written in the end."""
+    if any(ord(c) < 32 or ord(c) == 127 for c in str(output)):
+        raise ValueError(f"--output {str(output)!r}: the name holds a control character")
     if output.suffix.lower() not in SUFFIXES:
         raise ValueError(
             f"--output {output}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
@@ -43,10 +47,6 @@ def check_name(output: Path) -> None:
         raise ValueError(f"--output {output}: is a folder")
     if output.suffix.lower() == ".parquet":
         pyarrow_parquet(output)
-
-
-def ids_file(output: Path) -> Path:
-    return output.with_name(output.name + ".ids.jsonl")
 
 
 def needs_ids_file(output: Path, sums: Sums) -> bool:
@@ -64,7 +64,7 @@ def write_output(path: Path, chunks: Iterable[Chunk], sums: Sums, dim: int, info
         {".npy": _write_npy, ".jsonl": _write_jsonl, ".safetensors": _write_safetensors}[suffix](
             file, chunks, sums, dim, info
         )
-        flush(file)
+        atomic.flush(file)
 
 
 def json_line(record: dict[str, Any], vector: NDArray[np.float32]) -> str:
@@ -75,23 +75,24 @@ def json_line(record: dict[str, Any], vector: NDArray[np.float32]) -> str:
 def write_ids(path: Path, chunks: Iterable[Chunk]) -> None:
     with open(path, "wb") as file:
         for chunk in chunks:
-            write(file, "".join(json.dumps(id, ensure_ascii=False) + "\n" for id in chunk.ids).encode())
-        flush(file)
+            lines = "".join(json.dumps(id, ensure_ascii=False) + "\n" for id in chunk.ids)
+            atomic.write(file, lines.encode())
+        atomic.flush(file)
 
 
 def write_bad_rows(path: Path, bad_rows: Iterable[BadRow]) -> None:
     with open(path, "wb") as file:
         for bad in bad_rows:
-            write(file, json.dumps(asdict(bad), ensure_ascii=False).encode() + b"\n")
-        flush(file)
+            atomic.write(file, json.dumps(asdict(bad), ensure_ascii=False).encode() + b"\n")
+        atomic.flush(file)
 
 
 def _write_npy(
     file: BinaryIO, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]
 ) -> None:
-    write(file, npy_header((sums.texts, dim)))
+    atomic.write(file, npy_header((sums.texts, dim)))
     for chunk in chunks:
-        write(file, chunk.vectors)
+        atomic.write(file, chunk.vectors)
 
 
 def _write_jsonl(
@@ -100,7 +101,7 @@ def _write_jsonl(
     for chunk in chunks:
         assert chunk.texts is not None
         for id, text, vector in zip(chunk.ids, chunk.texts, chunk.vectors, strict=True):
-            write(file, json_line({"id": id, "text": text}, vector).encode() + b"\n")
+            atomic.write(file, json_line({"id": id, "text": text}, vector).encode() + b"\n")
 
 
 def _write_safetensors(
@@ -117,14 +118,14 @@ def _write_safetensors(
     header["embeddings"] = {"dtype": "F32", "shape": [sums.texts, dim], "data_offsets": [ids_end, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    write(file, len(text).to_bytes(8, "little") + text)
+    atomic.write(file, len(text).to_bytes(8, "little") + text)
     data, done = file.tell(), 0
     for chunk in chunks:
         if sums.int_ids:
             file.seek(data + 8 * done)
-            write(file, np.array(chunk.ids, "<i8"))
+            atomic.write(file, np.array(chunk.ids, "<i8"))
         file.seek(data + ids_end + 4 * dim * done)
-        write(file, chunk.vectors)
+        atomic.write(file, chunk.vectors)
         done += len(chunk.ids)
 
 
@@ -140,18 +141,30 @@ def _write_parquet(
         ("embedding", pa.list_(pa.float32(), dim)),
     ]
     schema = pa.schema(fields, metadata=dict(info))
-    waiting: list[Any] = []
     # Dictionaries would hold every vector once more before they are given up.
     with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
-        for chunk in chunks:
+        for chunk in _regrouped(chunks, ROW_GROUP):
             ids = chunk.ids if sums.int_ids else [str(id) for id in chunk.ids]
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk.vectors.ravel()), dim)
             columns = [pa.array(ids, fields[0][1]), pa.array(chunk.texts, pa.string()), vectors]
-            waiting.append(pa.table(columns, schema=schema))
-            if sum(map(len, waiting)) >= ROW_GROUP:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=1 << 30)
-                waiting = []
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting), row_group_size=1 << 30)
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
     with open(path, "rb") as file:
-        flush(file)
+        atomic.flush(file)
+
+
+def _regrouped(chunks: Iterable[Chunk], rows: int) -> Iterator[Chunk]:
+    """The same ids, texts and vectors in chunks of so many, the last one excepted."""
+    ids: list[int | str] = []
+    texts: list[str] = []
+    vectors: list[NDArray[np.float32]] = []
+    for chunk in chunks:
+        assert chunk.texts is not None
+        ids += chunk.ids
+        texts += chunk.texts
+        vectors.append(chunk.vectors)
+        while len(ids) >= rows:
+            joined = np.concatenate(vectors)
+            yield Chunk(ids[:rows], texts[:rows], joined[:rows])
+            ids, texts, vectors = ids[rows:], texts[rows:], [joined[rows:]]
+    if ids:
+        yield Chunk(ids, texts, np.concatenate(vectors))

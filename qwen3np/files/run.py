@@ -7,7 +7,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..tokenizer import CUT
-from . import outputs
+from . import identity, outputs, record
 from .lines import format_of
+from .publish import SHOWN, check_leftovers, finish, is_staged, stage
 from .rows import BadRow, Row, read_rows
 from .work import Chunk, Sums, WorkFolder
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
     from ..embedder import Embedder
 
 logger = logging.getLogger("qwen3np")
@@ -33,8 +33,11 @@ logger = logging.getLogger("qwen3np")
 # A chunk of rows is what an interrupted run may lose, and what is in the memory at a time.
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 1 << 18  # of text: some 64,000 tokens
-CALL_BYTES = 1 << 15  # of text in one call of encode, which is one step of the progress bar
-SHOWN = 5  # bad rows that a message names
+CHUNK_SECONDS = 15.0
+# Of text in one call of encode, which is one step of the progress bar. It is as much less as makes a call
+# take a third of CHUNK_SECONDS.
+CALL_BYTES = 1 << 15
+FIRST_CALL_BYTES = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,14 @@ class Job:
 @dataclass(frozen=True)
 class Report:
     """What came of a job. The sums are those of all runs it took; `resumed` rows were done before this
-    one."""
+    one. complete: there was nothing left to compute."""
 
     dim: int
     sums: Sums
     resumed: int
     first_bad_rows: Sequence[BadRow]
     max_seq_length: int
+    complete: bool = False
 
 
 def embed_file(
@@ -86,69 +90,95 @@ def embed_file(
     progress: Callable[[Sums, int], None] | None = None,
 ) -> Report:
     """Embed every text of the input; the output appears complete or not at all, and its bytes do not depend
-    on interruptions.
+    on interruptions. Nothing is replaced or deleted before the files, the model and the options are found
+    good, and an older output stays until the new one is complete.
 
     Args:
         load: returns the model; called when the files have been found good. prompt_of: the prompt to use.
-        model_name: kept in the output, if its format has room, for whoever searches it.
+        model_name: kept in the output, if its format has room, and beside it, for whoever searches it.
         dim: keep this many leading channels.
         progress: called with the sums so far and the number of rows in all.
 
-    Raises ValueError for files, options and leftovers that do not fit, FileExistsError, BlockingIOError if
-    another run writes the same output, and OSError, a full disk among them, after which `resume` goes on.
+    With job.resume, an output that the same run has finished is reported as complete. Raises ValueError for
+    files, options and leftovers that do not fit, FileExistsError for files that would be replaced,
+    BlockingIOError if another run writes the same output, and OSError, a full disk among them, after which
+    `resume` goes on.
     """
     _check(job)
     with WorkFolder(job.output) as work:
-        _check_leftovers(job, work)
-        if job.overwrite and not job.resume:
-            work.clear()
-        before, digest = _state(job.source), _digest(job.source)
-        manifest = work.manifest()
-        if manifest is None:
+        work.check_writable()
+        check_leftovers(job.output, work, job.resume, job.overwrite)
+        replaces = record.states(job.output)
+        digest = identity.file_digest(job.source)
+        kept = work.manifest if job.resume else None
+        finished = _finished(job, work)
+        known = kept or (None if job.overwrite else finished)
+        if known is None:
             rows, bad = _survey(job)
         else:
-            rows, bad = manifest["rows"], manifest["bad"]
-            _check_same(work, {"input": manifest["run"].get("input")}, {"input": digest})
+            _check_same(job, work, {"input": known["run"].get("input")}, {"input": digest})
+            rows, bad = known["rows"], known["bad"]
             if bad and job.on_error == "fail":
-                raise ValueError(f"{work.path}: {bad} bad rows were to be left out; add --on-error skip")
+                raise ValueError(f"{job.output}: {bad} bad rows were to be left out; add --on-error skip")
         model = load()
         prompt = prompt_of(model)
         dim = len(model.encode("", prompt=prompt, truncate_dim=dim))  # and a wrong one is an error now
-        run = _identity(job, digest, model, prompt, dim)
-        if manifest is None:
-            manifest = {"run": run, "info": _info(job, model_name, prompt, dim), "rows": rows, "bad": bad}
+        run = _run(job, digest) | identity.of_model(model, prompt, dim)
+        if known is not None:
+            _check_same(job, work, known["run"], run)
+        if finished is not None and finished["run"] == run:
+            return _report(finished, model, rows, complete=True)
+        if is_staged(work):
+            if kept is not None:
+                return _report(finish(work, job.overwrite), model, rows, complete=True)
+            replaces = _make_way(work)
+        if kept is None:
+            info = _info(job, model_name, prompt, dim)
+            manifest = {"run": run, "info": info, "rows": rows, "bad": bad, "dim": dim, "replaces": replaces}
             work.begin(manifest)
-        _check_same(work, manifest["run"], run)
-        resumed = work.sums(work.count()).rows
+        elif job.overwrite:
+            work.update(replaces=replaces)
+        resumed, number = _verified(job, work)
         with _without_warnings():
-            _compute(job, work, model, prompt, dim, lambda sums: progress and progress(sums, rows))
-        count = work.count()
-        sums = work.sums(count)
-        if _state(job.source) != before or (sums.rows, sums.rows - sums.texts) != (rows, bad):
-            raise ValueError(f"{job.source}: changed while it was read; begin anew with --overwrite")
-        first_bad_rows = list(islice(work.bad_rows(count), SHOWN))
-        _publish(work, count, sums, dim, manifest["info"])
-        work.clear()
-        return Report(dim, sums, resumed, first_bad_rows, model.max_seq_length)
+            _compute(job, work, model, prompt, dim, resumed, number, lambda s: progress and progress(s, rows))
+        sums, _ = _verified(job, work, whole=True)
+        if (sums.rows, sums.rows - sums.texts) != (rows, bad) or identity.file_digest(job.source) != digest:
+            raise _changed(job)
+        stage(work, work.chunks, sums)
+        return _report(finish(work), model, resumed.rows)
 
 
-def save(output: Path, texts: Sequence[str], vectors: NDArray[np.float32], info: Mapping[str, str]) -> None:
-    """Vectors that are all there -> an output, in place of an older one. The ids are the texts' numbers."""
-    sums = Sums(rows=len(texts), texts=len(texts))
-    partial = output.with_name(f".{output.name}.{os.getpid()}{output.suffix}")
-    try:
-        outputs.write_output(
-            partial, [Chunk(range(len(texts)), texts, vectors)], sums, vectors.shape[1], info
+def save(
+    output: Path,
+    texts: Sequence[str],
+    vectors: NDArray[np.float32],
+    info: Mapping[str, str],
+    overwrite: bool = False,
+) -> None:
+    """Vectors that are all there -> an output. The ids are the texts' numbers. Raises FileExistsError for
+    files that would be replaced; with `overwrite`, only for those beside the output that are not of one."""
+    count, dim = vectors.shape
+    with WorkFolder(output) as work:
+        check_leftovers(output, work, overwrite=overwrite)
+        replaces = _make_way(work) if is_staged(work) else record.states(output)
+        run = {**info, "texts": hashlib.sha256(json.dumps([*texts]).encode()).hexdigest()}
+        work.begin(
+            {"run": run, "info": {**info}, "rows": count, "bad": 0, "dim": dim, "replaces": replaces}
         )
-        for beside in (outputs.ids_file(output), errors_file(output)):  # of an older one
-            beside.unlink(missing_ok=True)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+        try:
+            chunk = Chunk(range(count), texts, vectors)
+            stage(work, lambda: [chunk], Sums(rows=count, texts=count))
+        except BaseException:
+            if not is_staged(work):
+                work.remove()
+            raise
+        finish(work)
 
 
-def errors_file(output: Path) -> Path:
-    return output.with_name(output.name + ".errors.jsonl")
+def check_free(output: Path, overwrite: bool) -> None:
+    """Raises what `save` would, before anything is computed."""
+    with WorkFolder(output) as work:
+        check_leftovers(output, work, overwrite=overwrite)
 
 
 def bad_rows_message(source: Path, count: int, first: Sequence[BadRow]) -> str:
@@ -161,36 +191,51 @@ def _check(job: Job) -> None:
         raise ValueError(f"on_error = {job.on_error!r} is neither 'fail' nor 'skip'")
     outputs.check_name(job.output)
     job.rows()
-    for path in (job.output, outputs.ids_file(job.output), errors_file(job.output)):
+    for suffix in record.SUFFIXES:
+        path = record.beside(job.output, suffix)
         if path.exists() and path.samefile(job.source):
             raise ValueError(f"{job.source}: is the input, and this run would write over it")
 
 
-def _check_leftovers(job: Job, work: WorkFolder) -> None:
-    if job.output.exists() and not job.overwrite:
-        raise FileExistsError(f"{job.output}: exists; --overwrite replaces it")
-    if work.begun and not (job.resume or job.overwrite):
+def _finished(job: Job, work: WorkFolder) -> dict[str, Any] | None:
+    """With --resume, where no run is left to go on with: the record of an output that is whole."""
+    found = record.read_record(job.output)
+    if not job.resume or work.manifest is not None or found is None or not job.output.exists():
+        return None
+    if record.as_recorded(job.output, found):
+        return found
+    if job.overwrite:
+        return None
+    raise FileExistsError(f"{job.output}: exists, and is not as its run wrote it; --overwrite replaces it")
+
+
+def _make_way(work: WorkFolder) -> dict[str, record.State | None]:
+    """A run that was stopped in its last step, and is not to be gone on with: its output is completed all the
+    same, since an older one may be half replaced. Returns the states of what is there then."""
+    with suppress(ValueError):  # it was tampered with
+        finish(work, overwrite=True)
+    record.check_beside(work.output, {})
+    return record.states(work.output)
+
+
+def _check_same(job: Job, work: WorkFolder, found: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    differences = identity.differences(found, run)
+    if differences and work.manifest is None:
         raise FileExistsError(
-            f"{work.path}: is left of an interrupted run; --resume goes on with it, --overwrite begins anew"
+            f"{job.output}: exists, of another run ({differences}); --overwrite replaces it"
         )
-
-
-def _check_same(work: WorkFolder, found: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    differences = [
-        f"{name} was {_short(found.get(name))}, is {_short(run.get(name))}"
-        for name in {**found, **run}
-        if found.get(name) != run.get(name)
-    ]
     if differences:
         raise ValueError(
-            f"{work.path}: is left of another run ({'; '.join(differences)}); --resume goes on with the same "
-            "command only, --overwrite begins anew"
+            f"{work.path}: is left of another run ({differences}); --resume goes on with the same command "
+            "only, --overwrite begins anew"
         )
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _changed(job: Job) -> ValueError:
+    return ValueError(
+        f"{job.source}: changed while it was read; give the same command with --resume if it is as it was "
+        "before, else with --overwrite"
+    )
 
 
 def _survey(job: Job) -> tuple[int, int]:
@@ -211,21 +256,8 @@ def _survey(job: Job) -> tuple[int, int]:
     return rows, bad
 
 
-def _state(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
-
-
-def _identity(job: Job, digest: str, model: Embedder, prompt: str, dim: int) -> dict[str, Any]:
-    """All that the output's bytes depend on."""
-    backend = model.backend
+def _run(job: Job, digest: str) -> dict[str, Any]:
+    """What of a run's identity is not the model's."""
     return {
         "input": digest,
         "input format": format_of(job.source),
@@ -233,27 +265,7 @@ def _identity(job: Job, digest: str, model: Embedder, prompt: str, dim: int) -> 
         "id column": job.id_column,
         "delimiter": job.delimiter,
         "output": job.output.suffix.lower(),
-        "model": _model_digest(model.checkpoint),
-        "prompt": prompt,
-        "dim": dim,
-        "max_seq_length": model.max_seq_length,
-        "backend": [backend.name, *(getattr(backend, name, None) for name in ("isa", "matmul_precision"))],
-        "chunk": [CHUNK_ROWS, CHUNK_BYTES],
-        "qwen3np": __version__,
     }
-
-
-def _model_digest(checkpoint: Checkpoint) -> str:
-    """Of config and tokenizer, and of the beginning and the end of every tensor: no two trainings agree in
-    all of those, and 16 GB need not be read."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json"):
-        digest.update((checkpoint.transformer_folder / name).read_bytes())
-    for name, tensor in sorted(checkpoint.tensors.items()):
-        values = tensor.data.reshape(-1)
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(values[:4096].tobytes() + values[-4096:].tobytes())
-    return digest.hexdigest()
 
 
 def _info(job: Job, model_name: str, prompt: str, dim: int) -> dict[str, str]:
@@ -263,37 +275,101 @@ def _info(job: Job, model_name: str, prompt: str, dim: int) -> dict[str, str]:
     return info | {name: value for name, value in columns.items() if value is not None}
 
 
+def _report(done: Mapping[str, Any], model: Embedder, resumed: int, complete: bool = False) -> Report:
+    bad = [BadRow(**bad) for bad in done["first_bad_rows"]]
+    return Report(done["dim"], Sums(**done["sums"]), resumed, bad, model.max_seq_length, complete)
+
+
+def _verified(job: Job, work: WorkFolder, whole: bool = False) -> tuple[Sums, int]:
+    """The chunks that are of the rows that the input has now: sums and number. Those from the first that is
+    not are given up: the input may have been another for a while, and be the same again.
+
+    whole: raises ValueError unless those are all chunks and all rows.
+    """
+    number, sums = 0, Sums()
+    entries = job.rows()
+    for chunk in work.chunks():
+        if identity.rows_digest(islice(entries, chunk.rows)) != chunk.source:
+            break
+        number, sums = number + 1, chunk.sums
+    given_up = work.cut(number)
+    if whole and (given_up or next(entries, None) is not None):
+        raise _changed(job)
+    if given_up:
+        logger.warning("%s: %d chunks are damaged or of other rows: computed anew", work.path, given_up)
+    return sums, number
+
+
 def _compute(
     job: Job,
     work: WorkFolder,
     model: Embedder,
     prompt: str,
     dim: int,
+    sums: Sums,
+    number: int,
     progress: Callable[[Sums], object],
 ) -> None:
-    """All chunks that are not there yet."""
-    count = work.count()
-    sums = work.sums(count)
+    """All rows behind those that `sums` are of, as the chunks from `number` on."""
     progress(sums)
-    for entries in _chunks(islice(job.rows(), sums.rows, None)):
-        rows = [entry for entry in entries if isinstance(entry, Row)]
-        sums = replace(sums, rows=sums.rows + len(entries) - len(rows))
-        vectors = np.empty((len(rows), dim), np.float32)
-        first = 0
-        for call in _calls(rows):
-            texts = [row.text for row in call]
-            vectors[first : first + len(call)] = model.encode(
-                texts, prompt=prompt, truncate_dim=dim, show_progress_bar=False
-            )
-            # Tokenised once more, uncut: next to computing the vectors that takes no time.
-            lengths = list(map(len, model.tokenizer.encode(texts, 1 << 62, prompt)))
-            sums = _add(sums, [row.id for row in call], lengths, model.max_seq_length, texts.count(""))
-            first += len(call)
+    entries = islice(job.rows(), sums.rows, None)
+    call_bytes = min(FIRST_CALL_BYTES, CALL_BYTES)
+    more = True
+    while more:
+        chunk: list[Row | BadRow] = []
+        vectors = [np.empty((0, dim), np.float32)]
+        size, begun = 0, time.monotonic()
+        # One call at the least, however late it is.
+        while not chunk or (
+            size < CHUNK_BYTES and len(chunk) < CHUNK_ROWS and time.monotonic() - begun < CHUNK_SECONDS
+        ):
+            started = time.monotonic()
+            call, read = _call(entries, call_bytes, CHUNK_ROWS - len(chunk))
+            more = bool(call)
+            if not more:
+                break
+            rows = [entry for entry in call if isinstance(entry, Row)]
+            sums = replace(sums, rows=sums.rows + len(call) - len(rows))
+            if rows:
+                texts = [row.text for row in rows]
+                vectors.append(
+                    model.encode(texts, prompt=prompt, truncate_dim=dim, show_progress_bar=False)
+                )
+                # Tokenised once more, uncut: next to computing the vectors that takes no time.
+                lengths = list(map(len, model.tokenizer.encode(texts, 1 << 62, prompt)))
+                sums = _add(sums, [row.id for row in rows], lengths, model.max_seq_length, texts.count(""))
+            chunk += call
+            size += read
             progress(sums)
-        bad = [entry for entry in entries if isinstance(entry, BadRow)]
-        texts_kept = [row.text for row in rows] if job.with_texts else None
-        work.add(count, Chunk([row.id for row in rows], texts_kept, vectors, bad), sums)
-        count += 1
+            speed = read / max(time.monotonic() - started, 1e-6)
+            call_bytes = max(1, min(CALL_BYTES, int(speed * CHUNK_SECONDS / 3)))
+        if chunk:
+            work.add(number, _chunk(job, chunk, np.concatenate(vectors), sums))
+            number += 1
+
+
+def _call(entries: Iterator[Row | BadRow], most_bytes: int, most_rows: int) -> tuple[list[Row | BadRow], int]:
+    """The next rows, one at the least, and the bytes of their texts."""
+    call: list[Row | BadRow] = []
+    size = 0
+    for entry in entries:
+        call.append(entry)
+        size += len(entry.text.encode()) if isinstance(entry, Row) else 0
+        if size >= most_bytes or len(call) >= most_rows:
+            break
+    return call, size
+
+
+def _chunk(job: Job, entries: Sequence[Row | BadRow], vectors: NDArray[np.float32], sums: Sums) -> Chunk:
+    rows = [entry for entry in entries if isinstance(entry, Row)]
+    return Chunk(
+        [row.id for row in rows],
+        [row.text for row in rows] if job.with_texts else None,
+        vectors,
+        [entry for entry in entries if isinstance(entry, BadRow)],
+        identity.rows_digest(entries),
+        sums,
+    )
 
 
 def _add(
@@ -311,32 +387,6 @@ def _add(
     )
 
 
-def _chunks(entries: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
-    chunk: list[Row | BadRow] = []
-    size = 0
-    for entry in entries:
-        chunk.append(entry)
-        size += len(entry.text.encode()) if isinstance(entry, Row) else 0
-        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _calls(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    call: list[Row] = []
-    size = 0
-    for row in rows:
-        call.append(row)
-        size += len(row.text.encode())
-        if size >= CALL_BYTES:
-            yield call
-            call, size = [], 0
-    if call:
-        yield call
-
-
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     """No warning a call that texts were cut; the report says it once."""
@@ -349,31 +399,3 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
-
-
-def _publish(work: WorkFolder, count: int, sums: Sums, dim: int, info: Mapping[str, str]) -> None:
-    """Chunks -> the output and what is beside it. The output itself comes last: if it is there, all is."""
-    output = work.output
-    made = {path: work.path / path.name for path in (errors_file(output), outputs.ids_file(output), output)}
-    try:
-        outputs.write_output(made[output], work.chunks(count), sums, dim, info)
-        if outputs.needs_ids_file(output, sums):
-            outputs.write_ids(made[outputs.ids_file(output)], work.chunks(count))
-        if sums.rows > sums.texts:
-            outputs.write_bad_rows(made[errors_file(output)], work.bad_rows(count))
-    except BaseException:
-        for path in made.values():
-            path.unlink(missing_ok=True)
-        raise
-    output.unlink(missing_ok=True)
-    for path, new in made.items():
-        if new.exists():
-            new.replace(path)
-        else:
-            path.unlink(missing_ok=True)  # of an older output
-    with suppress(OSError):  # not every system can
-        folder = os.open(output.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -1,4 +1,8 @@
-"""Outputs read back: vectors in blocks, and the ids and texts of a few of them."""
+"""Outputs read back: vectors in blocks, and the ids and texts of a few of them.
+
+An output whose record (record.py) is beside it must be the one that the record describes, and so must its
+ids. One without a record may be any file of that kind.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import outputs
 from .parquet import pyarrow_parquet
+from .record import IDS, RECORD, VECTORS, beside, fingerprint, read_record, sample
 from .rows import Row, read_rows
 
 BLOCK = 4096  # vectors read at a time
@@ -30,12 +35,17 @@ def open_saved(path: Path) -> Saved:
         )
     if not path.is_file():
         raise ValueError(f"{path}: {'is no regular file' if path.exists() else 'there is no such file'}")
-    return kinds[path.suffix.lower()](path)
+    saved = kinds[path.suffix.lower()](path)
+    if saved.record is not None:
+        if sample(path) != saved.record["files"].get(VECTORS, {}).get("sample"):
+            raise ValueError(saved.mixed(path))
+        saved.info = saved.record["info"]
+    return saved
 
 
 class Saved:
-    """count: its vectors. dim: their channels. info: what the output says of the model, if it does
-    (outputs.py)."""
+    """count: its vectors. dim: their channels. info: what the output, or the record beside it, says of the
+    model. record: None where there is none."""
 
     count: int
     dim: int
@@ -44,6 +54,7 @@ class Saved:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.info = {}
+        self.record = read_record(path)
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """All vectors, in order, in blocks [<= 4096, dim]."""
@@ -61,10 +72,20 @@ class Saved:
             raise self.error(f"holds {dtype} {list(shape)}, not vectors of floats")
         self.count, self.dim = shape
 
+    def mixed(self, path: Path) -> str:
+        return (
+            f"{path}: is of another run than {beside(self.path, RECORD).name} beside it; if a run was "
+            "stopped in its last step, the same command with --resume completes it"
+        )
+
     def _ids(self, rows: Collection[int]) -> dict[int, Found]:
         """Of the file beside it; where there is none, the numbers."""
-        path = outputs.ids_file(self.path)
-        if not path.exists():
+        path = beside(self.path, IDS)
+        if self.record is not None:
+            written = self.record["files"].get(IDS)
+            if written is not None and not (path.is_file() and fingerprint(path) == written):
+                raise ValueError(self.mixed(path))
+        if not path.exists() or (self.record is not None and written is None):
             return {row: (row, None) for row in rows}
         found: dict[int, Found] = {}
         number = -1
@@ -144,6 +165,8 @@ class Jsonl(Saved):
         for number, record in enumerate(self._records(), 1):
             if len(record["embedding"]) != self.dim:
                 raise self.error(f"line {number} has {len(record['embedding'])} channels, line 1 {self.dim}")
+            if not {int, float}.issuperset(map(type, record["embedding"])):
+                raise self.error(f"line {number} has an embedding that is not all numbers")
             waiting.append(record["embedding"])
             if len(waiting) == BLOCK:
                 yield np.array(waiting, np.float32)

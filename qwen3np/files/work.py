@@ -1,26 +1,39 @@
 """The folder OUT.partial: what an unfinished run has computed, so that another can go on.
 
-manifest.json says what the run is. Of every chunk of rows there are 00000000.json (ids, texts, bad rows,
-sums so far) and then 00000000.npy (vectors): a chunk counts if its .npy is there, and each appears at once
-by a rename. The file `lock` is locked while a run works, and its lock ends with the process, however it ends.
+manifest.json says what the run is, and makes the folder ours: one without it is never touched. It appears
+with the folder, at once, and is the last that goes. Of every chunk of rows there is a file 00000000.chunk: a
+line with the digest of all behind it, a line of JSON, and the vectors. A chunk counts if it is whole and
+names the run that the manifest names; what it was made of it says too. The file `lock` is locked while a run
+works, and its lock ends with the process, however it ends.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
-import shutil
+import re
+import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from numpy.typing import NDArray
 
+from .atomic import replace, sync_folder, write_file
 from .rows import BadRow
+
+FORMAT = "qwen3np work 1"
+OURS = re.compile(  # the names of all files that a run makes in its folder, half-written ones among them
+    r"\.?(manifest\.json|\d{8}\.chunk|new\.[a-z.]+)(\.[0-9a-f]{8}\.tmp)?|lock(\..*)?|\.filelock-.*"
+)
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # Lustre, DBFS and others
 
 
 @dataclass
@@ -39,145 +52,254 @@ class Sums:
 
 @dataclass(frozen=True)
 class Chunk:
-    """`texts` is None where the output does not hold them."""
+    """`texts` is None where the output does not hold them. `source` is the digest of the rows as they were
+    read, `sums` those so far."""
 
     ids: Sequence[int | str]
     texts: Sequence[str] | None
     vectors: NDArray[np.float32]
     bad: Sequence[BadRow] = field(default=())
+    source: str = ""
+    sums: Sums = field(default_factory=Sums)
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids) + len(self.bad)
 
 
 class WorkFolder:
-    """Use with `with`. Raises BlockingIOError if another run holds the folder. Without a manifest it is
-    removed in the end."""
+    """Use with `with`, which takes what is there of a run and makes nothing.
+
+    manifest: what `begin` was given, None where there is no folder. Raises BlockingIOError if another run
+    holds the folder, and FileExistsError for one that is not ours, or holds what is not.
+    """
 
     def __init__(self, output: Path) -> None:
         self.output = output
         self.path = output.with_name(output.name + ".partial")
-        self._manifest = self.path / "manifest.json"
+        self.manifest: dict[str, Any] | None = None
+        self._lock: BaseFileLock | None = None
 
     def __enter__(self) -> WorkFolder:
-        self.path.mkdir(exist_ok=True)
-        self._lock = FileLock(self.path / "lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise BlockingIOError(f"{self.output}: another run is writing it ({self.path})") from None
+        if os.path.lexists(self.path):
+            _read_manifest(self.path)
+            self._take()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.begun:
-            shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.release()
+        self._release()
 
-    @property
-    def begun(self) -> bool:
-        return self._manifest.exists()
-
-    def manifest(self) -> dict[str, Any] | None:
-        """What `begin` was given, or None."""
-        if not self.begun:
-            return None
-        try:
-            found = json.loads(self._manifest.read_bytes())
-            kinds = {"run": dict, "info": dict, "rows": int, "bad": int}
-            return {name: kind(found[name]) for name, kind in kinds.items()}
-        except (ValueError, KeyError, TypeError) as error:
-            raise self.damaged(self._manifest, error) from error
+    def check_writable(self) -> None:
+        """Raises OSError where `begin` would, which may come after hours of reading and loading."""
+        if self.manifest is None:
+            tried = self._hidden()
+            try:
+                tried.mkdir()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.output)) from error
+            tried.rmdir()
 
     def begin(self, manifest: dict[str, Any]) -> None:
-        write_file(self._manifest, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+        """A run begins; what an older one left is gone."""
+        manifest = {"format": FORMAT, "id": secrets.token_hex(16), **manifest}
+        if self.manifest is not None:
+            self._write_manifest(manifest)  # from here on the older chunks are of another run
+            self._delete(keep=("manifest.json", "lock"))
+            return
+        # The folder appears together with its manifest: an empty one is someone else's.
+        new = self._hidden()
+        new.mkdir()
+        try:
+            write_file(new / "manifest.json", _json(manifest))
+            if os.path.lexists(self.path):
+                raise BlockingIOError(f"{self.output}: another run has begun to write it ({self.path})")
+            replace(new, self.path)
+        except BaseException:
+            (new / "manifest.json").unlink(missing_ok=True)
+            new.rmdir()
+            raise
+        sync_folder(self.path.parent)
+        self._take()
 
-    def clear(self) -> None:
-        """The manifest goes first: what is left of a folder without one is nothing."""
-        self._manifest.unlink(missing_ok=True)
-        for path in self.path.iterdir():
-            if path.name != "lock":
-                path.unlink()
+    def update(self, **entries: Any) -> None:
+        assert self.manifest is not None
+        self._write_manifest(self.manifest | entries)
 
-    def count(self) -> int:
-        """Chunks computed so far."""
-        number = 0
-        while self._file(number, ".npy").exists():
-            number += 1
-        return number
-
-    def add(self, number: int, chunk: Chunk, sums: Sums) -> None:
-        """Store chunk `number`; `sums` include it."""
+    def add(self, number: int, chunk: Chunk) -> None:
+        assert self.manifest is not None
         entry = {
-            "sums": asdict(sums),
+            "run": self.manifest["id"],
+            "source": chunk.source,
+            "sums": asdict(chunk.sums),
             "ids": list(chunk.ids),
             "texts": None if chunk.texts is None else list(chunk.texts),
             "bad": [asdict(bad) for bad in chunk.bad],
+            "dim": chunk.vectors.shape[1],
         }
-        write_file(self._file(number, ".json"), json.dumps(entry, ensure_ascii=False).encode())
-        write_file(self._file(number, ".npy"), npy_header(chunk.vectors.shape), chunk.vectors)
+        head = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        vectors = np.ascontiguousarray(chunk.vectors, "<f4")
+        digest = hashlib.blake2b(head, digest_size=32)
+        digest.update(vectors.data)
+        write_file(self._chunk(number), digest.hexdigest().encode() + b"\n", head, vectors)
 
-    def sums(self, number: int) -> Sums:
-        """Those after the first `number` chunks."""
-        return Sums(**self._entry(number - 1)["sums"]) if number else Sums()
+    def chunks(self) -> Iterator[Chunk]:
+        """In order, up to the first that is not there, not whole or of another run."""
+        number = 0
+        while (chunk := self._read(number)) is not None:
+            yield chunk
+            number += 1
 
-    def chunks(self, count: int) -> Iterator[Chunk]:
-        for number in range(count):
-            entry, path = self._entry(number), self._file(number, ".npy")
-            try:
-                vectors = np.load(path)
-            except (ValueError, EOFError) as error:
-                raise self.damaged(path, error) from error
-            if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != len(entry["ids"]):
-                raise self.damaged(path, f"{vectors.dtype} {list(vectors.shape)}, {len(entry['ids'])} ids")
-            yield Chunk(entry["ids"], entry["texts"], vectors, [BadRow(**bad) for bad in entry["bad"]])
+    def sums(self) -> Sums:
+        """Those after all chunks."""
+        sums = Sums()
+        for chunk in self.chunks():
+            sums = chunk.sums
+        return sums
 
-    def bad_rows(self, count: int) -> Iterator[BadRow]:
-        for number in range(count):
-            yield from (BadRow(**bad) for bad in self._entry(number)["bad"])
+    def cut(self, count: int) -> int:
+        """Keep the first `count` chunks; returns how many went. The last goes first: those that are left are
+        always the first ones."""
+        names = (path.name for path in self.path.iterdir())
+        numbers = [int(name[:8]) for name in names if re.fullmatch(r"\d{8}\.chunk", name)]
+        gone = sorted((number for number in numbers if number >= count), reverse=True)
+        for number in gone:
+            self._chunk(number).unlink()
+        return len(gone)
 
-    def damaged(self, path: Path, found: object) -> ValueError:
-        return ValueError(f"{path}: is damaged ({found}); begin anew with --overwrite")
+    def staged(self, suffix: str) -> Path:
+        """Where a file of the output is written before it takes its place; what it adds to OUT's name."""
+        return self.path / (f"new{suffix}" if suffix else f"new.vectors{self.output.suffix.lower()}")
 
-    def _file(self, number: int, suffix: str) -> Path:
-        return self.path / f"{number:08}{suffix}"
+    def remove(self) -> None:
+        """What a run made, and nothing else; the manifest goes last."""
+        self._delete(keep=("manifest.json", "lock"))
+        if os.name == "nt" or isinstance(self._lock, SoftFileLock):
+            self._release()  # Windows does not move or delete an open file; a soft lock is the file itself
+        others = [path for path in self.path.iterdir() if not OURS.fullmatch(path.name)]
+        if others:  # they came while the run worked
+            self._delete(keep=("manifest.json",))
+            (self.path / "manifest.json").unlink(missing_ok=True)
+        else:
+            # At once, as it came: no folder of this name is ever half ours.
+            gone = self._hidden()
+            self.path.rename(gone)
+            for path in gone.iterdir():
+                path.unlink(missing_ok=True)
+            gone.rmdir()
+        sync_folder(self.path.parent)
+        self.manifest = None
+        self._release()
 
-    def _entry(self, number: int) -> dict[str, Any]:
-        path = self._file(number, ".json")
+    def _take(self) -> None:
+        """Lock the folder and read what is in it."""
+        busy = f"{self.output}: another run is writing it ({self.path})"
         try:
-            return dict(json.loads(path.read_bytes()))
-        except ValueError as error:
-            raise self.damaged(path, error) from error
+            try:
+                self._lock = _acquired(FileLock(self.path / "lock", timeout=0))
+            except (OSError, NotImplementedError):
+                if not _flock_is_missing(self.path / "lock"):
+                    raise
+                soft = self.path / "lock.soft"
+                busy += f"; if none is, it was killed: delete {soft}"
+                self._lock = _acquired(SoftFileLock(soft, timeout=0))
+            self.manifest = _read_manifest(self.path)
+        except BaseException as error:
+            self._release()
+            if isinstance(error, Timeout) or not os.path.lexists(self.path):  # just finished, and removed
+                raise BlockingIOError(busy) from None
+            raise
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _hidden(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        write_file(self.path / "manifest.json", _json(manifest))
+        self.manifest = manifest
+
+    def _delete(self, keep: Sequence[str]) -> None:
+        self.cut(0)
+        for path in self.path.iterdir():
+            if OURS.fullmatch(path.name) and path.name not in keep:
+                path.unlink(missing_ok=True)
+
+    def _chunk(self, number: int) -> Path:
+        return self.path / f"{number:08}.chunk"
+
+    def _read(self, number: int) -> Chunk | None:
+        assert self.manifest is not None
+        try:
+            data = self._chunk(number).read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, _, rest = data.partition(b"\n")
+        if hashlib.blake2b(rest, digest_size=32).hexdigest().encode() != digest:
+            return None
+        head, _, _ = rest.partition(b"\n")
+        entry = json.loads(head)
+        if entry["run"] != self.manifest["id"]:
+            return None
+        vectors = np.frombuffer(rest, "<f4", offset=len(head) + 1).reshape(-1, entry["dim"])
+        bad = [BadRow(**bad) for bad in entry["bad"]]
+        return Chunk(entry["ids"], entry["texts"], vectors, bad, entry["source"], Sums(**entry["sums"]))
 
 
-def write_file(path: Path, *parts: bytes | NDArray[Any]) -> None:
-    """The file appears complete or not at all. An OSError names it."""
-    partial = path.with_name(path.name + ".tmp")
+def kept(output: Path) -> tuple[Path, int] | None:
+    """The work folder of an output and the rows that are done in it, where there is one."""
+    work = WorkFolder(output)
+    with suppress(OSError):
+        work.manifest = _read_manifest(work.path)
+        return work.path, work.sums().rows
+    return None
+
+
+def _flock_is_missing(lock: Path) -> bool:
+    """Whether the file system has no locks; filelock may say the same of that as of a lock that is taken."""
     try:
-        with open(partial, "wb") as file:
-            for part in parts:
-                write(file, part)
-            flush(file)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)  # a full disk needs the room
-        raise
-
-
-def write(file: BinaryIO, data: bytes | NDArray[Any]) -> None:
-    """As file.write, whose OSError does not say which file. (ndarray.tofile does not even say that the disk
-    is full.)"""
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        file.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from error
+        return error.errno in NO_FLOCK
+    finally:
+        os.close(file)
+    return False
 
 
-def flush(file: BinaryIO) -> None:
-    """To the disk itself: a file that is renamed afterwards is whole even if the power fails."""
+def _acquired(lock: BaseFileLock) -> BaseFileLock:
+    lock.acquire()
+    return lock
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Raises FileExistsError for a folder that is not ours."""
+    advice = "it is left alone: move it away, or name another --output"
     try:
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from error
+        if path.is_symlink() or not path.is_dir():
+            raise ValueError("is not a folder")
+        found = json.loads((path / "manifest.json").read_bytes())
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError("manifest.json is of another format")
+    except (ValueError, FileNotFoundError) as error:
+        reason = "there is no manifest.json" if isinstance(error, FileNotFoundError) else error
+        raise FileExistsError(f"{path}: is not what qwen3np left of a run ({reason}); {advice}") from error
+    others = sorted(entry.name for entry in path.iterdir() if not OURS.fullmatch(entry.name))
+    if others:
+        raise FileExistsError(f"{path}: holds {others[0]!r}, which is not of a run; {advice}")
+    return found
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def npy_header(shape: Sequence[int]) -> bytes:

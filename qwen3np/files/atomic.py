@@ -1,0 +1,68 @@
+"""Files that appear complete or not at all, whenever a process is killed or the power fails.
+
+A file is written under a name of its own in the same folder, brought to the disk itself, and renamed; then
+the folder is brought to the disk, where systems can.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def write_file(path: Path, *parts: bytes | NDArray[Any]) -> None:
+    """Write the parts to a file, which appears complete or not at all. An OSError names it."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(partial, "xb") as file:
+            for part in parts:
+                write(file, part)
+            flush(file)
+        replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    sync_folder(path.parent)
+
+
+def write(file: BinaryIO, data: bytes | NDArray[Any]) -> None:
+    """As file.write, whose OSError does not say which file. (ndarray.tofile does not even say that the disk
+    is full.)"""
+    try:
+        file.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
+
+
+def flush(file: BinaryIO) -> None:
+    """To the disk itself: a file that is renamed afterwards is whole even if the power fails."""
+    try:
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
+
+
+def replace(new: Path, path: Path) -> None:
+    """`new` takes the place of `path` at once. An OSError names `path`."""
+    try:
+        os.replace(new, path)
+    except OSError as error:
+        # Windows does not replace a file that a program has open, as np.load(..., mmap_mode="r") does.
+        why = "; close the programs that have it open" if os.name == "nt" and path.exists() else ""
+        raise OSError(error.errno, f"{error.strerror}{why}", str(path)) from error
+
+
+def sync_folder(path: Path) -> None:
+    with suppress(OSError):  # not every system can
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

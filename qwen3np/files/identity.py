@@ -1,0 +1,92 @@
+"""What a run is: all that its output's bytes depend on, as a mapping that can be stored and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..folder import patterns
+from .rows import BadRow, Row
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..embedder import Embedder
+
+SEGMENT = 1 << 24  # bytes that one thread digests at a time
+
+
+def of_model(model: Embedder, prompt: str, dim: int) -> dict[str, Any]:
+    backend = model.backend
+    return {
+        "model": model_digest(model.checkpoint, getattr(backend, "num_threads", 1)),
+        "prompt": prompt,
+        "dim": dim,
+        "max_seq_length": model.max_seq_length,
+        "backend": [backend.name, *(getattr(backend, name, None) for name in ("isa", "matmul_precision"))],
+        "qwen3np": __version__,
+    }
+
+
+def model_digest(checkpoint: Checkpoint, num_threads: int = 1) -> str:
+    """Of every byte of the weights, about 1 GB a second and thread, and of all the folder's settings."""
+    digest = hashlib.blake2b(digest_size=32)
+    for path in _settings(checkpoint.folder):
+        digest.update(f"{path.relative_to(checkpoint.folder)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    with ThreadPoolExecutor(num_threads) as pool:
+        for name, tensor in sorted(checkpoint.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            stored = tensor.data.reshape(-1).view(np.uint8)
+            segments = [stored[start : start + SEGMENT] for start in range(0, stored.size, SEGMENT)]
+            for part in pool.map(_digest, segments):
+                digest.update(part)
+    checkpoint.release()
+    return digest.hexdigest()
+
+
+def _digest(data: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(data.data, digest_size=32).digest()
+
+
+def _settings(folder: Path) -> list[Path]:
+    """The files that may say how a model computes. Not just all JSON files: outputs may lie in the same
+    folder."""
+    found = {path for pattern in patterns() for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file() and path.suffix != ".safetensors")
+
+
+def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def rows_digest(entries: Iterable[Row | BadRow]) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    for entry in entries:
+        digest.update(json.dumps([type(entry).__name__, *vars(entry).values()]).encode())
+    return digest.hexdigest()
+
+
+def differences(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """In words; empty where there are none."""
+    return "; ".join(
+        f"{name} was {_short(found.get(name))}, is {_short(run.get(name))}"
+        for name in {**found, **run}
+        if found.get(name) != run.get(name)
+    )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,125 @@
+"""The last step of a run: from a work folder whose chunks are all there to an output in its place.
+
+`stage` writes the output and what is beside it into the work folder and records that in its manifest;
+`finish` moves them. A process that is killed before the record has changed nothing outside its folder; one
+that is killed after it can be finished by another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from . import atomic, outputs, record
+from .record import ERRORS, IDS, RECORD, VECTORS, beside, state, states
+from .rows import BadRow
+from .work import Chunk, Sums, WorkFolder
+
+SHOWN = 5  # bad rows that a message names
+
+
+def check_leftovers(output: Path, work: WorkFolder, resume: bool = False, overwrite: bool = False) -> None:
+    """Raises FileExistsError for what may not be replaced: an output without `overwrite`, what is left of a
+    run without `overwrite` or `resume`, and, in any case, files beside the output that are not of one."""
+    manifest = work.manifest or {}
+    if manifest and not (resume or overwrite):
+        raise FileExistsError(
+            f"{work.path}: is left of an interrupted run; --resume goes on with it, --overwrite begins anew"
+        )
+    if is_staged(work):  # its files are moving there: `finish` checks
+        return
+    agreed = manifest.get("replaces", {})
+    record.check_beside(output, agreed)
+    found = {suffix: now for suffix, now in states(output).items() if now is not None}
+    may_be_finished = resume and not manifest and {VECTORS, RECORD} <= found.keys()
+    if overwrite or may_be_finished or all(agreed.get(suffix) == now for suffix, now in found.items()):
+        return
+    first = beside(output, VECTORS if VECTORS in found else next(iter(found)))
+    raise FileExistsError(f"{first}: exists; --overwrite replaces it")
+
+
+def is_staged(work: WorkFolder) -> bool:
+    return "files" in (work.manifest or {})
+
+
+def stage(work: WorkFolder, chunks: Callable[[], Iterable[Chunk]], sums: Sums) -> None:
+    """Chunks -> the output and what is beside it, whole, in the work folder."""
+    manifest = work.manifest
+    assert manifest is not None
+    made = {suffix: work.staged(suffix) for suffix in record.SUFFIXES}
+    first_bad_rows = list(islice(_bad_rows(chunks()), SHOWN)) if sums.rows > sums.texts else []
+    names = [VECTORS]
+    try:
+        outputs.write_output(made[VECTORS], chunks(), sums, manifest["dim"], manifest["info"])
+        if outputs.needs_ids_file(work.output, sums):
+            outputs.write_ids(made[IDS], chunks())
+            names.append(IDS)
+        if first_bad_rows:
+            outputs.write_bad_rows(made[ERRORS], _bad_rows(chunks()))
+            names.append(ERRORS)
+        done = {
+            **{name: manifest[name] for name in ("info", "run", "rows", "bad", "dim")},
+            "sums": asdict(sums),
+            "first_bad_rows": [asdict(bad) for bad in first_bad_rows],
+            "files": {suffix: record.fingerprint(made[suffix]) for suffix in names},
+        }
+        text = json.dumps({"format": record.FORMAT} | done, indent=1, ensure_ascii=False)
+        atomic.write_file(made[RECORD], text.encode() + b"\n")
+        work.update(**done)
+    except BaseException:
+        if not is_staged(work):
+            for path in made.values():
+                path.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+
+
+def finish(work: WorkFolder, overwrite: bool = False) -> dict[str, Any]:
+    """What is staged takes the place of an older output, and the work folder goes. After a kill at any moment
+    it can be done again. Returns the manifest.
+
+    Raises FileExistsError, before anything is moved, for a file that came there while the run worked; with
+    `overwrite`, not for the output itself. Raises ValueError if a file is neither staged nor there.
+    """
+    manifest = work.manifest
+    assert manifest is not None
+    output, files, replaces = work.output, manifest["files"], manifest["replaces"]
+    waiting = [suffix for suffix in record.SUFFIXES if work.staged(suffix).exists()]
+    for suffix in record.SUFFIXES:
+        path = beside(output, suffix)
+        if suffix in waiting:
+            agreed = state(path) in (None, replaces[suffix]) or (overwrite and suffix == VECTORS)
+            if not agreed:
+                raise FileExistsError(
+                    f"{path}: was written by another program while this run worked; move it away, and go on "
+                    "with --resume"
+                )
+        elif not _moved(output, suffix, files):
+            raise ValueError(f"{path}: is not as the run wrote it; --overwrite begins anew")
+    for suffix in record.SUFFIXES:
+        path = beside(output, suffix)
+        if suffix in waiting:
+            atomic.replace(work.staged(suffix), path)
+        elif suffix not in (RECORD, *files) and state(path) == replaces[suffix]:
+            path.unlink(missing_ok=True)  # of the older output
+    atomic.sync_folder(output.parent)
+    work.remove()
+    return manifest
+
+
+def _moved(output: Path, suffix: str, files: Mapping[str, Any]) -> bool:
+    """Whether a file of the output, if it has this one, is in its place already."""
+    if suffix == RECORD:
+        found = record.read_record(output)
+        return found is not None and found["files"] == files
+    if suffix not in files:
+        return True
+    path = beside(output, suffix)
+    return path.is_file() and record.sample(path) == files[suffix]["sample"]
+
+
+def _bad_rows(chunks: Iterable[Chunk]) -> Iterator[BadRow]:
+    return (bad for chunk in chunks for bad in chunk.bad)
