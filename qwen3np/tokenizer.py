@@ -4,17 +4,72 @@ tokenizer.json says."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 
 from .errors import CheckpointError
+from .pieces import PIECE, Pieces
 
 logger = logging.getLogger("qwen3np")
 
 END_OF_TEXT = "<|endoftext|>"
-CUT = "%d of %d %s cut to %s = %d tokens (the longest had %d)"
+CUT = "%d of %d %s cut to %s = %d tokens (the longest had %s)"
+BATCH = 1 << 18  # characters that are tokenised at a time: the library's results take 100 bytes a token
+
+
+class Leading(NamedTuple):
+    """The first token ids of a text; its tokens in all, or where it is not `whole` those that were counted
+    of more."""
+
+    ids: list[int]
+    length: int
+    whole: bool
+
+
+@dataclass
+class Cut:
+    """Counts the texts of a call that have more than `most` tokens, for one warning.
+
+    what: "texts". limit: the name of the argument that cuts them.
+    """
+
+    what: str
+    limit: str
+    most: int
+    texts: int = 0
+    cut: int = 0
+    longest: int = 0
+    whole: bool = True  # each of them was tokenised to its end
+
+    def add(self, length: int, whole: bool) -> None:
+        self.texts += 1
+        self.cut += length > self.most
+        self.longest = max(self.longest, length)
+        self.whole &= whole
+
+    def warn(self) -> None:
+        if self.cut:
+            longest = f"{'' if self.whole else 'at least '}{self.longest}"
+            logger.warning(CUT, self.cut, self.texts, self.what, self.limit, self.most, longest)
+
+
+def batches(texts: Iterable[str], characters: int = BATCH) -> Iterator[list[str]]:
+    """The texts in order, in lists that are closed once they have so many characters."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class Tokenizer:
@@ -34,6 +89,7 @@ class Tokenizer:
         except BaseException as error:  # the library raises bare Exception, and panics that are not even that
             raise CheckpointError(f"{path}: is not a tokenizer ({error}); download it again") from error
         self._path = path
+        self._pieces = Pieces(self._tokenizer)
         # Not the count of tokens: ids may have gaps.
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         if largest >= vocab_size:
@@ -49,10 +105,33 @@ class Tokenizer:
         """Token ids of each text and nothing else. Raises TypeError for a text that is no str and ValueError
         for one that is not valid Unicode, with its index."""
         for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"text {i} is {type(text).__name__}, expected str")
-            _check_unicode(f"text {i}", text)
-        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+            _check_text(f"text {i}", text)
+        return [leading.ids for leading in self.leading(texts, sys.maxsize)]
+
+    def leading(self, texts: Sequence[str], most: int) -> Iterator[Leading]:
+        """The first `most` token ids of each text: those of the whole text, of which no more is tokenised
+        than they need."""
+        for batch in batches(texts):
+            short = iter(self._encode_batch([text for text in batch if len(text) <= PIECE]))
+            for text in batch:
+                if len(text) > PIECE:
+                    yield self._leading_of_pieces(text, most)
+                else:
+                    ids = next(short)
+                    yield Leading(ids[:most], len(ids), True)
+
+    def _leading_of_pieces(self, text: str, most: int) -> Leading:
+        ids: list[int] = []
+        read = 0
+        for piece in self._pieces(text):
+            ids += self._encode_batch([piece])[0]
+            read += len(piece)
+            if len(ids) > most:
+                break
+        return Leading(ids[:most], len(ids), read == len(text))
+
+    def _encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -78,20 +157,27 @@ class EmbeddingTokenizer(Tokenizer):
                 f"{path}: adds the tokens {self.added} to every text; only {END_OF_TEXT} is expected"
             )
 
-    def encode(self, texts: Sequence[str], max_length: int, prompt: str = "") -> list[list[int]]:
+    def encode(
+        self, texts: Sequence[str], max_length: int, prompt: str = "", cut: Cut | None = None
+    ) -> list[list[int]]:
         """Token ids of prompt + text, one string, then `<|endoftext|>`; at most `max_length` ids in all.
 
         The prompt is not tokenised apart: "Query:" and "What" share the token ":What". A text that is too
-        long loses its end, never the appended token, and one warning a call says how many were cut. Raises
-        TypeError for a text that is no str and ValueError for one that is not valid Unicode, with its index.
+        long loses its end, never the appended token, and one warning a call says how many were cut; with
+        `cut` they are counted there instead. Raises TypeError for a text that is no str and ValueError for
+        one that is not valid Unicode, with its index.
         """
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"text {i} is {type(text).__name__}, expected str")
         _check_unicode("the prompt", prompt)
-        ids = self.ids([prompt + text for text in texts])
-        warn_of_cut("texts", "max_seq_length", max_length, [len(i) + 1 for i in ids])
-        return [i[: max_length - 1] + [self.end_of_text] for i in ids]
+        for i, text in enumerate(texts):
+            _check_text(f"text {i}", text)
+        count = cut or Cut("texts", "max_seq_length", max_length)
+        encoded = []
+        for ids, length, whole in self.leading([prompt + text for text in texts], max_length - 1):
+            count.add(length + 1, whole)
+            encoded.append([*ids, self.end_of_text])
+        if cut is None:
+            count.warn()
+        return encoded
 
 
 class RerankerTokenizer(Tokenizer):
@@ -116,33 +202,35 @@ class RerankerTokenizer(Tokenizer):
             )
         self.system, self.answer = self.ids([self.SYSTEM, self.ANSWER])
 
-    def encode(self, pairs: Sequence[tuple[str, str]], instruction: str, max_length: int) -> list[list[int]]:
+    def encode(
+        self, pairs: Sequence[tuple[str, str]], instruction: str, max_length: int, cut: Cut | None = None
+    ) -> list[list[int]]:
         """Token ids of each (query, document): system + body + answer, `max_length` at the most.
 
         The body is tokenised as one string. What is too long is its end: the document's, and only when the
         query alone is too long, the query's; the system's part and the answer's are never cut. One warning a
-        call says how many were. Raises TypeError for what is no str, ValueError for what is not valid
-        Unicode."""
-        for i, pair in enumerate(pairs):
-            for what, text in zip(("query", "document"), pair, strict=True):
-                if not isinstance(text, str):
-                    raise TypeError(f"the {what} of pair {i} is {type(text).__name__}, expected str")
-                _check_unicode(f"the {what} of pair {i}", text)
+        call says how many were; with `cut` they are counted there instead. Raises TypeError for what is no
+        str, ValueError for what is not valid Unicode."""
+        for i, (query, document) in enumerate(pairs):
+            _check_text(f"the query of pair {i}", query)
+            _check_text(f"the document of pair {i}", document)
         _check_unicode("the instruction", instruction)
-        bodies = self.ids([self.BODY.format(instruction=instruction, query=q, document=d) for q, d in pairs])
+        bodies = [self.BODY.format(instruction=instruction, query=q, document=d) for q, d in pairs]
         around = len(self.system) + len(self.answer)
-        warn_of_cut("pairs", "max_length", max_length, [len(i) + around for i in bodies])
-        return [self.system + i[: max_length - around] + self.answer for i in bodies]
+        count = cut or Cut("pairs", "max_length", max_length)
+        encoded = []
+        for ids, length, whole in self.leading(bodies, max_length - around):
+            count.add(length + around, whole)
+            encoded.append(self.system + ids + self.answer)
+        if cut is None:
+            count.warn()
+        return encoded
 
 
-def warn_of_cut(what: str, limit: str, most: int, lengths: Sequence[int]) -> None:
-    """One warning a call for texts of more tokens than `most`."""
-    cut = [length for length in lengths if length > most]
-    if cut:
-        logger.warning(
-            CUT,
-            len(cut), len(lengths), what, limit, most, max(cut),
-        )  # fmt: skip
+def _check_text(what: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is {type(text).__name__}, expected str")
+    _check_unicode(what, text)
 
 
 def _check_unicode(what: str, text: str) -> None:
