@@ -220,7 +220,7 @@ def test_a_missing_appended_token_is_found(run, tiny, monkeypatch):
 def test_a_prompt_tokenised_apart_is_found(run, tiny, monkeypatch):
     encode = EmbeddingTokenizer.encode
 
-    def apart(self, texts, max_length, prompt=""):
+    def apart(self, texts, max_length, prompt="", cut=None):
         [first] = encode(self, [prompt], max_length)
         return [first[:-1] + ids for ids in encode(self, texts, max_length)]
 
