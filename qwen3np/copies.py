@@ -13,8 +13,8 @@ from .config import load_json
 
 
 def save(folder: Path, path: str | Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copy `folder` to `path`, all of it or nothing. settings: other values for its JSON files, file -> key ->
-    value.
+    """Copy `folder` to `path`, all of it or nothing. settings: other values for its JSON files, by file and
+    key.
 
     Raises FileExistsError where `path` holds anything and ValueError for one inside `folder`."""
     path = Path(path)

@@ -74,7 +74,7 @@ class Embedder(DropIn):
         num_threads: int | None = None,
         **torch_only: Any,
     ) -> None:
-        meant = accept(torch_only, "Embedder", ("token", "cache_folder", "max_seq_length"))
+        meant = accept(torch_only, Embedder, "Embedder", ("token", "cache_folder", "max_seq_length"))
         token = meant.get("token", token)
         cache_folder = meant.get("cache_folder", cache_folder)
         max_seq_length = meant.get("max_seq_length") if max_seq_length is None else max_seq_length
@@ -193,7 +193,7 @@ class Embedder(DropIn):
         with PyTorch, with what to do instead."""
         torch_only |= {"convert_to_numpy": convert_to_numpy, "convert_to_tensor": convert_to_tensor}
         torch_only |= {"device": device, "pool": pool, "chunk_size": chunk_size}
-        meant = accept(torch_only, "encode", () if inputs is not None else ("inputs",))
+        meant = accept(torch_only, self.encode, "encode", () if inputs is not None else ("inputs",))
         check_batch_size(batch_size)
         if output_value not in OUTPUT_VALUES:
             raise ValueError(f"output_value {output_value!r} is not one of {', '.join(OUTPUT_VALUES)}")

@@ -79,7 +79,8 @@ class Reranker(DropIn):
         num_threads: int | None = None,
         **torch_only: Any,
     ) -> None:
-        meant = accept(torch_only, "Reranker", ("token", "cache_folder", "activation_fn", "max_length"))
+        own = ("token", "cache_folder", "activation_fn", "max_length")
+        meant = accept(torch_only, Reranker, "Reranker", own)
         token = meant.get("token", token)
         cache_folder = meant.get("cache_folder", cache_folder)
         activation_fn = meant.get("activation_fn", activation_fn)
@@ -210,7 +211,7 @@ class Reranker(DropIn):
         torch_only |= {"device": device, "pool": pool, "chunk_size": chunk_size}
         torch_only |= {"apply_softmax": apply_softmax}
         own = [*(("inputs",) if inputs is None else ()), "activation_fn"]
-        meant = accept(torch_only, "predict", own)
+        meant = accept(torch_only, self.predict, "predict", own)
         check_batch_size(batch_size)
         pairs, single = as_pairs(meant.get("inputs", inputs))
         instruction = self._asked_instruction(prompt_name, prompt, instruction)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,8 +136,10 @@ RENAMED = {
 }
 
 
-def accept(arguments: Mapping[str, Any], where: str, own: Iterable[str] = ()) -> dict[str, Any]:
-    """Arguments that are not among those of a function -> those of its own, named in `own`, that some of them
+def accept(
+    arguments: Mapping[str, Any], function: Callable[..., Any], where: str, own: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Arguments that are not among those of `function` -> those of its own, named in `own`, that some of them
     stand for.
 
     Raises TypeError for what can change a vector, with what to do instead, and for what is not known, with
@@ -154,7 +157,7 @@ def accept(arguments: Mapping[str, Any], where: str, own: Iterable[str] = ()) ->
         elif name in NESTED:
             raise TypeError(f"{where}: {given} is {type(value).__name__}, expected a dict")
         else:
-            known = [*own, *RULES, *NESTED, *RENAMED]
+            known = [*signature(function).parameters, *RULES, *NESTED, *RENAMED]
             raise TypeError(f"{where}: unknown argument {given!r}{suggestion(given, known)}")
     return meant
 
