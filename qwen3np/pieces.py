@@ -13,6 +13,10 @@ across it:
   space. A part never goes on from anything but white space to a space, a tab or a digit, nor from a letter or
   a digit to a line end or a symbol; and what stands behind such a place has no part in what is matched before
   it, for only white space is looked beyond.
+
+A long run of letters or of pictures has no such place. It is cut between two of them where no token of the
+vocabulary stands across: whatever is merged is such a token, so that nothing can be merged across the cut.
+What remains whole is a run like "aaaa".
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 from unicodedata import normalize
 
@@ -37,6 +42,9 @@ SPLIT = (
 # Letters (ASCII, kana, Chinese, Hangul) that are letters in every version of Unicode, and that NFC leaves.
 LETTER = r"a-zA-Z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
 SYMBOL = r"!-/:-@\[-`{-~\u3001\u3002\u300a-\u300d\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
+PICTURE = r"\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff\u200d\ufe0f"
+RUN = re.compile(rf"[{LETTER}]+|[{PICTURE}]+")
+TRIED = 200  # places in a run
 BEFORE_CUT = re.compile(rf"\S(?=[ \t0-9])|[{LETTER}0-9](?=[\r\n{SYMBOL}])")
 
 
@@ -44,6 +52,12 @@ class Pieces:
     """Cuts texts for one tokenizer. Those of a tokenizer that works in another way stay whole."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        model = tokenizer.model
+        self._merges = isinstance(model, tokenizers.models.BPE) and not (
+            model.continuing_subword_prefix or model.end_of_word_suffix
+        )
         added = tokenizer.get_added_tokens_decoder().values()
         self._added = [token.content for token in added]
         self._reach = max(map(len, self._added), default=1) - 1
@@ -59,7 +73,9 @@ class Pieces:
         where it can be cut."""
         start = 0
         while self.possible and len(text) - start > size:
-            end = self._last_cut(text, start, start + size) or self._next_cut(text, start + size)
+            most = start + size
+            end = self._last_cut(text, start, most) or self._cut_in_run(text, start, most)
+            end = end or self._next_cut(text, most)
             yield text[start:end]
             start = end
         if start < len(text):
@@ -74,6 +90,36 @@ class Pieces:
                 if start < at <= end and not self._added_token_across(text, at):
                     return at
         return None
+
+    def _cut_in_run(self, text: str, start: int, end: int) -> int | None:
+        if not self._merges:
+            return None
+        reach = self._longest + 1
+        for at in range(end, max(start + reach, end - TRIED), -1):
+            left, right = text[at - reach : at], text[at : at + reach]
+            if not RUN.fullmatch(left + right) or self._added_token_across(text, at):
+                continue
+            if not self._token_across(left, right):
+                return at
+        return None
+
+    def _token_across(self, left: str, right: str) -> bool:
+        a, b = (self._bytes.pre_tokenize_str(part)[0][0] for part in (left, right))
+        return any(
+            a[-i:] + b[: length - i] in self._vocabulary
+            for length in range(2, self._longest + 1)
+            for i in range(1, length)
+        )
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        """The tokens as the model has them, a character a byte."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)
+        return vocabulary
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._vocabulary))
 
     def _next_cut(self, text: str, start: int) -> int:
         places = (match.end() for match in BEFORE_CUT.finditer(text, start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -52,17 +53,21 @@ def ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-@settings(max_examples=300)
+@pytest.fixture(scope="module")
+def cut(library) -> Pieces:
+    return Pieces(library)
+
+
+@settings(max_examples=300, deadline=None)
 @given(text=CHUNKS, size=st.integers(1, 12))
-def test_pieces_have_the_ids_of_the_whole_text(library, text, size):
-    pieces = list(Pieces(library)(text, size))
+def test_pieces_have_the_ids_of_the_whole_text(library, cut, text, size):
+    pieces = list(cut(text, size))
     assert "".join(pieces) == text and all(pieces)
     assert [i for piece in pieces for i in ids(library, piece)] == ids(library, text)
 
 
-def test_ordinary_texts_are_cut_and_no_piece_is_longer(library):
+def test_ordinary_texts_are_cut_and_no_piece_is_longer(cut):
     """Or the property above would hold for nothing."""
-    pieces = Pieces(library)
     for text in (
         "The capital of China, in 1949.\n",
         "中国的首都是北京。",
@@ -70,17 +75,35 @@ def test_ordinary_texts_are_cut_and_no_piece_is_longer(library):
         "aGVsbG8gd29y1Zw",
         "x=1;\r\n",
     ):
-        cut = list(pieces(text * 40, 100))
-        assert len(cut) >= len(text) * 40 / 100 and max(map(len, cut)) <= 100
+        pieces = list(cut(text * 40, 100))
+        assert len(pieces) >= len(text) * 40 / 100 and max(map(len, pieces)) <= 100
 
 
 @pytest.mark.parametrize(
     "text", ["a" * 500, " " * 500, "\n" * 500, "👨\u200d" * 250, "e\u0301" * 250, "<think>" * 80, "'s" * 250]
 )
-def test_texts_without_a_place_to_cut_stay_right(library, text):
+def test_texts_without_a_place_to_cut_stay_right(library, cut, text):
     for more in ("", " and more"):
-        pieces = list(Pieces(library)(text + more, 10))
+        pieces = list(cut(text + more, 10))
         assert [i for piece in pieces for i in ids(library, piece)] == ids(library, text + more)
+
+
+def test_runs_are_cut_where_no_token_stands_across(library, cut):
+    """Letters, kana, Chinese without punctuation, emoji; with an end that could reach back into the run."""
+    chosen, count = random.Random(0), 0
+    for pool in (
+        "abcdefgHIJKLMN",
+        "ACGT",
+        "かがきぎアイウエオンのはです",
+        "中国的首都是北京她说一二三",
+        "👨👩\u200d\ufe0f🏽🇨🇳😀",
+    ):
+        for end in ("", " x", "a", "。", "\u3099", "\u0301", "1", "<|im_end|>"):
+            text = chosen.choice(["", "'", " ", "1", "!"]) + "".join(chosen.choices(pool, k=900)) + end
+            pieces = list(cut(text, 400))
+            count += len(pieces) - 1
+            assert [i for piece in pieces for i in ids(library, piece)] == ids(library, text)
+    assert count > 40
 
 
 @pytest.mark.parametrize(
@@ -113,7 +136,7 @@ def short_pieces(built_in, monkeypatch) -> EmbeddingTokenizer:
     return tokenizer
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=CHUNKS, most=st.integers(0, 30), prompt=st.sampled_from(["", "Query:", "x <"]))
 def test_the_first_ids_are_those_of_the_whole_text(short_pieces, built_in, text, most, prompt):
     whole = ids(built_in, prompt + text)
