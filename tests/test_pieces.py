@@ -165,7 +165,7 @@ MANY = """
 from qwen3np import Embedder
 model = Embedder(sys.argv[1], max_seq_length=8)
 model.encode("warm")
-texts = [f"{i} word number {i} of the text".ljust(460, " text") for i in range(100_000)]
+texts = [(f"{i} is the number of this text. " * 20)[:460] for i in range(100_000)]
 before = memory("VmRSS")
 vectors = model.encode(texts)
 print(json.dumps([memory("VmHWM") - before, vectors.nbytes, len(vectors)]))
