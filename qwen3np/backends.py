@@ -85,7 +85,7 @@ class NumpyBackend:
 
 def check_backend(backend: str) -> None:
     if backend not in BACKENDS:
-        raise ValueError(f"backend = {backend!r} is not one of {', '.join(BACKENDS)}")
+        raise ValueError(f"backend = {backend!r} is not one of {', '.join(BACKENDS)}; leave it out")
 
 
 def make_backend(

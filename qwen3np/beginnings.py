@@ -56,9 +56,8 @@ class Beginnings:
 
 def shared_by(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """What all texts begin with, less than the whole of any."""
-    lists = list(map(list, texts))
-    first, last = min(lists), max(lists)  # what these two share, all share
-    most = min(len(first), len(last), min(map(len, lists))) - 1
+    first, last = min(map(tuple, texts)), max(map(tuple, texts))  # what these two share, all share
+    most = min(map(len, texts)) - 1
     length = next((i for i in range(most) if first[i] != last[i]), most)
     return tuple(first[:length])
 

@@ -66,6 +66,7 @@ class PickledByArguments:
 
 def _load(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], settings: dict[str, Any]) -> Any:
     model = cls(*args, **kwargs)
+    model.default_prompt_name = None  # it must be one of the prompts, and those come first
     for name, value in settings.items():
         setattr(model, name, value)
     return model

@@ -2,12 +2,12 @@
 
 The model reads the pair in a conversation (tokenizer.py has the words) and is asked for the next token. Of
 the logits of all 151669 tokens two matter: score = logit("yes") - logit("no"), and sigmoid(score) is the
-probability of "yes" among the two, the number of the model card. So two rows of lm_head are enough. A copy
-saved as a sequence classifier has their difference, score.weight, in their place."""
+probability of "yes" among the two, the number of the model card. So two rows of lm_head are enough."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ from numpy.typing import NDArray
 
 from .backends import check_backend, make_backend
 from .checkpoint import Checkpoint
+from .distinct import PART_TEXTS, Distinct
+from .drop_in import DropIn
 from .errors import CheckpointError
 from .hub import locate
 from .modules import load_reranker_modules, open_reranker
 from .pickling import PickledByArguments
 from .progress import progress_bar
 from .soundness import check_rows, check_states
-from .torch_only import refuse
+from .texts import Pair, as_pairs, as_texts, shown
+from .tokenizer import Cut, batches
+from .torch_only import accept, check_batch_size, is_int
 
 Scores = NDArray[np.float32]
 
@@ -37,7 +41,7 @@ def sigmoid(x: NDArray[Any]) -> NDArray[Any]:
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
 
 
-class Reranker(PickledByArguments):
+class Reranker(DropIn, PickledByArguments):
     """A Qwen3-Reranker model. The argument names and their meaning are those of sentence-transformers'
     CrossEncoder.
 
@@ -50,13 +54,23 @@ class Reranker(PickledByArguments):
         escape_special_tokens: special tokens in instruction, query and document are text. By default, as in
         the model card's code, they are tokens: a document that contains "<|im_end|>" can close the
         conversation and answer itself. Set it where documents come from others.
+        prompts: name -> instruction. default_prompt_name: the one used in place of `instruction` where a call
+        names none.
+        activation_fn: what `predict` makes of scores; default: the probability.
         revision, cache_folder, local_files_only, token: as in huggingface_hub.
         backend, matmul_precision, num_threads: as for Embedder.
+
+    instruction, max_length (or max_seq_length), prompts, default_prompt_name and activation_fn can be set
+    later, with the same checks. Other arguments of sentence-transformers are accepted where they change no
+    score.
 
     Raises CheckpointError if the model's files are missing, damaged, or those of an embedding model.
     """
 
-    SETTINGS = ("instruction", "max_length", "escape_special_tokens")
+    SETTINGS = (
+        "instruction", "max_length", "escape_special_tokens", "prompts", "default_prompt_name",
+        "activation_fn",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -65,6 +79,9 @@ class Reranker(PickledByArguments):
         instruction: str | None = None,
         max_length: int | None = None,
         escape_special_tokens: bool = False,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        activation_fn: Callable[[Scores], Any] | None = None,
         revision: str | None = None,
         cache_folder: str | Path | None = None,
         local_files_only: bool = False,
@@ -74,7 +91,12 @@ class Reranker(PickledByArguments):
         num_threads: int | None = None,
         **torch_only: Any,
     ) -> None:
-        refuse(torch_only, "Reranker")
+        renamed = ("token", "cache_folder", "activation_fn", "max_length")
+        meant = accept(torch_only, Reranker, "Reranker", renamed)
+        token = meant.get("token", token)
+        cache_folder = meant.get("cache_folder", cache_folder)
+        activation_fn = meant.get("activation_fn", activation_fn)
+        max_length = meant.get("max_length") if max_length is None else max_length
         check_backend(backend)
         folder = locate(
             model_name_or_path,
@@ -86,22 +108,16 @@ class Reranker(PickledByArguments):
         modules = load_reranker_modules(folder)
         self.checkpoint = Checkpoint(folder, modules.path)
         self.config = self.checkpoint.config
-        self.tokenizer, own = open_reranker(folder, self.checkpoint, modules)
-        self.escape_special_tokens = escape_special_tokens
-        self.instruction = self._check_instruction(
-            (own or INSTRUCTION) if instruction is None else instruction
+        self.tokenizer, own_instruction = open_reranker(folder, self.checkpoint, modules)
+        self._own_max_length = modules.transformer.max_seq_length or min(
+            MAX_LENGTH, self.config.max_position_embeddings
         )
-        around = len(self.tokenizer.system) + len(self.tokenizer.answer)
-        limit = self.config.max_position_embeddings
-        if max_length is None:
-            max_length = modules.transformer.max_seq_length or min(MAX_LENGTH, limit)
-            limit = max(limit, max_length)
+        self.escape_special_tokens = escape_special_tokens
+        self.instruction = (own_instruction or INSTRUCTION) if instruction is None else instruction
+        self.prompts = dict(prompts or {})
+        self.default_prompt_name = default_prompt_name
+        self.activation_fn = activation_fn
         self.max_length = max_length
-        if type(max_length) is not int or not around < max_length <= limit:
-            raise ValueError(
-                f"max_length = {max_length!r} must be between {around + 1} (the prompt alone has {around} "
-                f"tokens) and {limit} (max_position_embeddings)"
-            )
         self.answers: tuple[int, int] | None = None
         if "score.weight" not in self.checkpoint.tensors:
             self.answers = modules.answers or self._answers_of_tokenizer()
@@ -111,12 +127,80 @@ class Reranker(PickledByArguments):
     def __repr__(self) -> str:
         return f"Reranker({str(self.checkpoint.folder)!r}, backend={self.backend.name!r})"
 
+    @property
+    def instruction(self) -> str:
+        """What makes a document a good one. Setting it raises TypeError for what is no str."""
+        return self._instruction
+
+    @instruction.setter
+    def instruction(self, instruction: str) -> None:
+        self._instruction = self._check_instruction(instruction)
+
+    @property
+    def max_length(self) -> int:
+        """Longest conversation in tokens. Setting it raises ValueError where there is no room beside the
+        prompt, and above max_position_embeddings; None is the default."""
+        return self._max_length
+
+    @max_length.setter
+    def max_length(self, length: int | None) -> None:
+        around = len(self.tokenizer.system) + len(self.tokenizer.answer)
+        limit = max(self.config.max_position_embeddings, self._own_max_length)
+        length = self._own_max_length if length is None else length
+        if not is_int(length) or not around < length <= limit:
+            raise ValueError(
+                f"max_length = {length!r} must be between {around + 1} (the prompt alone has {around} "
+                f"tokens) and {limit} (max_position_embeddings)"
+            )
+        self._max_length = int(length)
+
+    max_seq_length = max_length
+
+    def get_max_seq_length(self) -> int:
+        """`max_length`, by sentence-transformers' name."""
+        return self.max_length
+
+    def get_backend(self) -> str:
+        """The name of what runs the encoder."""
+        return self.backend.name
+
+    @property
+    def num_labels(self) -> int:
+        """Scores of a pair: one."""
+        return 1
+
+    @property
+    def activation_fn(self) -> Callable[[Scores], Any]:
+        """What `predict` makes of scores where the call does not say. Setting it raises TypeError for what
+        cannot be called; None is the default, the probability."""
+        return self._activation_fn
+
+    @activation_fn.setter
+    def activation_fn(self, activation_fn: Callable[[Scores], Any] | None) -> None:
+        if activation_fn is not None and not callable(activation_fn):
+            raise TypeError(f"activation_fn is {shown(activation_fn)}, expected a function of the scores")
+        self._activation_fn = sigmoid if activation_fn is None else activation_fn
+
+    default_activation_function = activation_fn
+
+    def get_default_activation_fn(self) -> Callable[[Scores], Any]:
+        """What makes probabilities of scores."""
+        return sigmoid
+
     def predict(
         self,
-        inputs: Sequence[str] | Iterable[Sequence[str]],
+        inputs: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
-        activation_fn: Callable[[Scores], Any] | None = sigmoid,
+        activation_fn: Callable[[Scores], Any] | None = None,
+        apply_softmax: bool | None = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        pool: None = None,
+        chunk_size: int | None = None,
         *,
         instruction: str | None = None,
         raw_scores: bool = False,
@@ -127,50 +211,43 @@ class Reranker(PickledByArguments):
 
         Args:
             inputs: any iterable of pairs of str (tuples, lists, rows of an array), or one pair.
+            instruction, escape_special_tokens: for this call, in place of the model's.
+            prompt_name: the key of an instruction in `prompts`.
+            prompt: the same as instruction, by sentence-transformers' name; it wins over prompt_name, and an
+            empty one is none.
             batch_size: pairs computed at a time, at the most; it changes memory and speed, never a score.
             show_progress_bar: None shows it when the logger "qwen3np" is at INFO or below.
-            activation_fn: what is made of the scores, an array in and a number a score out; None leaves them
-            as they are, logit("yes") - logit("no").
-            raw_scores: the same as activation_fn=None.
-            instruction, escape_special_tokens: for this call, in place of the model's.
+            activation_fn: what is made of the scores logit("yes") - logit("no"), an array in and a number a
+            score out; None is the model's `activation_fn`, by default the probability.
+            raw_scores: leave the scores as they are.
+            apply_softmax, convert_to_numpy, convert_to_tensor, device, pool, chunk_size: where
+            sentence-transformers has them; only values that change nothing are accepted.
 
         A pair's score has the same bits in any call. Identical pairs are computed once, and so is what pairs
         begin with: the instruction, and the query of one query's documents. An empty query or document is
         scored as it is. Raises TypeError or ValueError for what is no pair of valid str, and for an
         activation_fn that does not give a number a score."""
-        refuse(torch_only, "predict")
-        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-            raise ValueError(f"batch_size must be a positive integer, found {batch_size!r}")
-        if isinstance(inputs, (str, Mapping)):
-            raise TypeError(f"inputs must be pairs of a query and a document, found {_shown(inputs)}")
-        pairs: list[Any] = list(inputs)
-        single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
-        if single:
-            pairs = [tuple(pairs)]
-        tokens = self.tokenize(
-            pairs, instruction=instruction, escape_special_tokens=escape_special_tokens
-        )
-        ids = [tuple(i) for i in tokens]
-        query = {i: pair[0] for i, pair in zip(ids, pairs, strict=True)}
-        # Each pair once, and longest first, as in Embedder.encode.
-        number = {i: n for n, i in enumerate(sorted(query, key=lambda i: (-len(i), i)))}
-        distinct = [list(i) for i in number]
+        torch_only |= {"convert_to_numpy": convert_to_numpy, "convert_to_tensor": convert_to_tensor}
+        torch_only |= {"device": device, "pool": pool, "chunk_size": chunk_size}
+        torch_only |= {"apply_softmax": apply_softmax}
+        own = [*(("inputs",) if inputs is None else ()), "activation_fn"]
+        meant = accept(torch_only, self.predict, "predict", own)
+        check_batch_size(batch_size)
+        pairs, single = as_pairs(meant.get("inputs", inputs))
+        instruction = self._asked_instruction(prompt_name, prompt, instruction)
+        distinct = Distinct(self._ids(pairs, instruction, escape_special_tokens))
         once = np.empty(len(distinct), np.float32)
+        _, first = np.unique(distinct.rows, return_index=True)  # a pair of each number
         with progress_bar(len(distinct), show_progress_bar, "pairs") as bar:
-            for rows in _together([query[i] for i in number]):
-                states = self.backend.encode(
-                    [distinct[n] for n in rows], self.tokenizer.system, batch_size, bar.update
-                )
-                check_states(states, [distinct[n] for n in rows], self.checkpoint, self.backend)
-                once[rows] = self.scores(self.logits(states))
-        scores = once[[number[i] for i in ids]]
-        if not raw_scores and activation_fn is not None:
-            activated = activation_fn(scores)
-            if np.shape(activated) != (len(ids),):
-                raise ValueError(
-                    f"activation_fn must give a number a score, [{len(ids)}], found {_shown(activated)}"
-                )
-            scores = np.asarray(activated)
+            for numbers in _together([pairs[i][0] for i in first]):
+                some = [distinct.ids(n) for n in numbers]
+                states = self.backend.encode(some, self.tokenizer.system, batch_size, bar.update)
+                check_states(states, some, self.checkpoint, self.backend)
+                once[numbers] = self.scores(self.logits(states))
+        scores = once[distinct.rows]
+        if not raw_scores:
+            activate = meant.get("activation_fn", activation_fn) or self.activation_fn
+            scores = _activated(activate, scores)
         return scores[0] if single else scores
 
     def logits(self, states: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -186,23 +263,34 @@ class Reranker(PickledByArguments):
     def rank(
         self,
         query: str,
-        documents: Iterable[str],
+        documents: Any,
         top_k: int | None = None,
         return_documents: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        activation_fn: Callable[[Scores], Any] | None = None,
+        device: Any = None,
+        pool: None = None,
+        chunk_size: int | None = None,
         **arguments: Any,
     ) -> list[dict[str, Any]]:
         """The documents for a query, best first: {"corpus_id", "score"} each, and "text" if asked for.
 
-        Equal scores come in the order of the documents. Takes predict's arguments.
+        Equal scores come in the order of the documents. The other arguments are those of `predict`.
         """
-        if top_k is not None and (type(top_k) is not int or top_k < 1):
+        if top_k is not None and (not is_int(top_k) or top_k < 1):
             raise ValueError(f"top_k must be a positive integer, found {top_k!r}")
         if not isinstance(query, str):
             raise TypeError(f"query is {type(query).__name__}, expected str")
-        if isinstance(documents, (str, Mapping)):
-            raise TypeError(f"documents must be a list of texts, found {_shown(documents)}")
-        texts = list(documents)
-        scores = self.predict([(query, text) for text in texts], **arguments)
+        texts, single = as_texts(documents, "documents")
+        if single:
+            raise TypeError(f"documents must be a list of texts, found {shown(documents)}")
+        scores = self.predict(
+            [(query, text) for text in texts], prompt_name, prompt, batch_size, show_progress_bar,
+            activation_fn, device=device, pool=pool, chunk_size=chunk_size, **arguments,
+        )  # fmt: skip
         order = np.argsort(-scores.astype(np.float64), kind="stable")[:top_k]
         ranked: list[dict[str, Any]] = [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
         if return_documents:
@@ -212,21 +300,42 @@ class Reranker(PickledByArguments):
 
     def tokenize(
         self,
-        pairs: Iterable[Sequence[str]],
+        pairs: Any,
         *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         instruction: str | None = None,
         escape_special_tokens: bool | None = None,
     ) -> list[list[int]]:
         """(query, document) pairs -> lists of token ids exactly as `predict` uses them."""
-        checked = []
-        for i, pair in enumerate(pairs):
-            if not isinstance(pair, (tuple, list, np.ndarray)) or len(pair) != 2:
-                raise TypeError(f"input {i} is no pair of a query and a document: {_shown(pair)}")
-            checked.append((pair[0], pair[1]))
-        instruction = self.instruction if instruction is None else self._check_instruction(instruction)
-        if escape_special_tokens is None:
-            escape_special_tokens = self.escape_special_tokens
-        return self.tokenizer.encode(checked, instruction, self.max_length, escape_special_tokens)
+        instruction = self._asked_instruction(prompt_name, prompt, instruction)
+        return list(self._ids(as_pairs(pairs)[0], instruction, escape_special_tokens))
+
+    def _ids(self, pairs: Sequence[Pair], instruction: str, escape: bool | None) -> Iterator[list[int]]:
+        """Token ids of the pairs, a batch at a time; and one warning at the end."""
+        escape = self.escape_special_tokens if escape is None else escape
+        cut = Cut("pairs", "max_length", self.max_length)
+        first = 0
+        for batch in batches(query + document for query, document in pairs):
+            some = pairs[first : first + len(batch)]
+            first += len(batch)
+            yield from self.tokenizer.encode(some, instruction, self.max_length, escape, cut)
+        cut.warn()
+
+    def _asked_instruction(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
+        if instruction is not None:
+            if prompt is not None or name is not None:
+                raise ValueError("instruction and prompt are two names of one thing: give one")
+            return self._check_instruction(instruction)
+        if prompt is None:
+            prompt = self._prompt(self.default_prompt_name if name is None else name)
+        return self._check_instruction(prompt) or self.instruction
+
+    def _saved_settings(self) -> dict[str, dict[str, Any]]:
+        if not self.prompts:
+            return {}
+        prompts = {"prompts": self.prompts, "default_prompt_name": self.default_prompt_name}
+        return {"config_sentence_transformers.json": prompts}
 
     def _rows(self, answers: tuple[int, int] | None) -> NDArray[np.float64]:
         """Rows "yes" and "no" of lm_head, [2, hidden_size]; of a classifier its one row, and zeros."""
@@ -275,9 +384,22 @@ def _together(queries: Sequence[str]) -> list[list[int]]:
         of_query.setdefault(query, []).append(i)
     groups = [rows for rows in of_query.values() if len(rows) >= ENOUGH]
     others = sorted(i for rows in of_query.values() if len(rows) < ENOUGH for i in rows)
-    return groups + ([others] if others else [])
+    return [
+        rows[first : first + PART_TEXTS]
+        for rows in (*groups, others)
+        for first in range(0, len(rows), PART_TEXTS)
+    ]
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+def _activated(activation_fn: Callable[[Any], Any], scores: Scores) -> NDArray[Any]:
+    """A module of PyTorch's gets a tensor: torch.nn.Sigmoid() is what scripts pass."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(activation_fn, torch.nn.Module):
+        activated: Any = activation_fn(torch.from_numpy(scores)).detach().numpy()
+    else:
+        activated = activation_fn(scores)
+    if np.shape(activated) != scores.shape:
+        raise ValueError(
+            f"activation_fn must give a number a score, [{len(scores)}], found {shown(activated)}"
+        )
+    return np.asarray(activated)

@@ -5,26 +5,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
 from .errors import CheckpointError
+from .pieces import NORMALIZER, PIECE, SPLIT, Pieces
 from .tokenizer_config import FLAGS, TokenizerConfig
 
 logger = logging.getLogger("qwen3np")
 
 END_OF_TEXT = "<|endoftext|>"
-CUT = "%d of %d %s cut to %s = %d tokens (the longest had %d)"
+CUT = "%d of %d %s cut to %s = %d tokens (the longest had %s)"
+BATCH = 1 << 18  # characters that are tokenised at a time: the library's results take 100 bytes a token
 
 # What transformers' Qwen2Tokenizer is made of, whatever tokenizer.json says.
-NORMALIZER = {"type": "NFC"}
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
 PRE_TOKENIZER = {
     "type": "Sequence",
     "pretokenizers": [
@@ -35,6 +35,56 @@ PRE_TOKENIZER = {
 BPE_OPTIONS = (
     "unk_token continuing_subword_prefix end_of_word_suffix fuse_unk byte_fallback ignore_merges".split()
 )
+
+
+class Leading(NamedTuple):
+    """The first token ids of a text; its tokens in all, or where it is not `whole` those that were counted
+    of more."""
+
+    ids: list[int]
+    length: int
+    whole: bool
+
+
+@dataclass
+class Cut:
+    """Counts the texts of a call that have more than `most` tokens, for one warning.
+
+    what: "texts". limit: the name of the argument that cuts them.
+    """
+
+    what: str
+    limit: str
+    most: int
+    texts: int = 0
+    cut: int = 0
+    longest: int = 0
+    whole: bool = True  # each of them was tokenised to its end
+
+    def add(self, length: int, whole: bool) -> None:
+        self.texts += 1
+        self.cut += length > self.most
+        self.longest = max(self.longest, length)
+        self.whole &= whole
+
+    def warn(self) -> None:
+        if self.cut:
+            longest = f"{'' if self.whole else 'at least '}{self.longest}"
+            logger.warning(CUT, self.cut, self.texts, self.what, self.limit, self.most, longest)
+
+
+def batches(texts: Iterable[str], characters: int = BATCH) -> Iterator[list[str]]:
+    """The texts in order, in lists that are closed once they have so many characters."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class Tokenizer:
@@ -82,6 +132,7 @@ class Tokenizer:
             self._tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
         self.truncation_side: str = config.truncation_side or str(saved.get("direction", "right")).lower()
         self.before, self.after = self._around()
+        self._as_it_is = self._tokenizer, Pieces(self._tokenizer)
 
     @property
     def added(self) -> list[int]:
@@ -96,11 +147,23 @@ class Tokenizer:
         text: none of the ids is that of a special or added token. Raises TypeError for a text that is no str
         and ValueError for one that is not valid Unicode, with its index."""
         for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"text {i} is {type(text).__name__}, expected str")
-            _check_unicode(f"text {i}", text)
-        tokenizer = self._without_added_tokens() if escape_special_tokens else self._tokenizer
-        return [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+            _check_text(f"text {i}", text)
+        return [leading.ids for leading in self.leading(texts, sys.maxsize, escape_special_tokens)]
+
+    def leading(
+        self, texts: Sequence[str], most: int, escape_special_tokens: bool = False
+    ) -> Iterator[Leading]:
+        """The first `most` token ids of each text: those of the whole text, of which no more is tokenised
+        than they need."""
+        tokenizer, pieces = self._escaping if escape_special_tokens else self._as_it_is
+        for batch in batches(texts):
+            short = iter(_encode_batch(tokenizer, [text for text in batch if len(text) <= PIECE]))
+            for text in batch:
+                if len(text) > PIECE:
+                    yield _leading_of_pieces(tokenizer, pieces(text), len(text), most)
+                else:
+                    ids = next(short)
+                    yield Leading(ids[:most], len(ids), True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -119,6 +182,11 @@ class Tokenizer:
         plain = tokenizers.Tokenizer(self._tokenizer.model)
         plain.normalizer, plain.pre_tokenizer = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
         return plain
+
+    @cached_property
+    def _escaping(self) -> tuple[tokenizers.Tokenizer, Pieces]:
+        plain = self._without_added_tokens()
+        return plain, Pieces(plain)
 
     def _check_pieces(self, config: TokenizerConfig) -> None:
         model = self._tokenizer.model
@@ -224,29 +292,39 @@ class EmbeddingTokenizer(Tokenizer):
         """The id of the token that ends every text, if one does."""
         return self.after[-1] if self.after else None
 
-    def encode(self, texts: Sequence[str], max_length: int, prompt: str = "") -> list[list[int]]:
+    def encode(
+        self, texts: Sequence[str], max_length: int, prompt: str = "", cut: Cut | None = None
+    ) -> list[list[int]]:
         """Token ids of prompt + text, one string, between those that the tokenizer puts around a text; at
         most `max_length` ids in all.
 
         The prompt is not tokenised apart: "Query:" and "What" share the token ":What". A text that is too
         long loses its end (or its beginning, if truncation_side says so), never the appended token, and one
-        warning a call says how many were cut. Raises TypeError for a text that is no str, ValueError for one
-        that is not valid Unicode, and for an empty one where the tokenizer appends nothing, with its index.
+        warning a call says how many were cut; with `cut` they are counted there instead. Raises TypeError for
+        a text that is no str, ValueError for one that is not valid Unicode, and for an empty one where the
+        tokenizer appends nothing, with its index.
         """
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"text {i} is {type(text).__name__}, expected str")
         _check_unicode("the prompt", prompt)
-        inner = self.ids([prompt + text for text in texts], self.escape_special_tokens)
+        for i, text in enumerate(texts):
+            _check_text(f"text {i}", text)
+        count = cut or Cut("texts", "max_seq_length", max_length)
         around = len(self.added)
-        warn_of_cut("texts", "max_seq_length", max_length, [len(i) + around for i in inner])
-        ids = [self.before + self.cut(i, max_length - around) + self.after for i in inner]
-        if [] in ids:
-            raise ValueError(
-                f"text {ids.index([])} is empty, and this model's tokenizer appends no token whose state "
-                "could become the vector: leave it out"
-            )
-        return ids
+        room = max(max_length - around, 0)
+        needed = sys.maxsize if self.truncation_side == "left" else room
+        encoded: list[list[int]] = []
+        leading = self.leading([prompt + text for text in texts], needed, self.escape_special_tokens)
+        for inner, length, whole in leading:
+            count.add(length + around, whole)
+            ids = self.before + self.cut(inner, room) + self.after
+            if not ids:
+                raise ValueError(
+                    f"text {len(encoded)} is empty, and this model's tokenizer appends no token whose state "
+                    "could become the vector: leave it out"
+                )
+            encoded.append(ids)
+        if cut is None:
+            count.warn()
+        return encoded
 
 
 class RerankerTokenizer(Tokenizer):
@@ -289,35 +367,53 @@ class RerankerTokenizer(Tokenizer):
         instruction: str,
         max_length: int,
         escape_special_tokens: bool = False,
+        cut: Cut | None = None,
     ) -> list[list[int]]:
         """Token ids of each (query, document): system + body + answer, `max_length` at the most.
 
         The body is tokenised as one string. What is too long is its end: the document's, and only when the
         query alone is too long, the query's; the system's part and the answer's are never cut. One warning a
-        call says how many were. With escape_special_tokens the body's special tokens are text, so that no
-        document can close the conversation and answer itself. Raises TypeError for what is no str, ValueError
-        for what is not valid Unicode."""
-        for i, pair in enumerate(pairs):
-            for what, text in zip(("query", "document"), pair, strict=True):
-                if not isinstance(text, str):
-                    raise TypeError(f"the {what} of pair {i} is {type(text).__name__}, expected str")
-                _check_unicode(f"the {what} of pair {i}", text)
+        call says how many were; with `cut` they are counted there instead. With escape_special_tokens the
+        body's special tokens are text, so that no document can close the conversation and answer itself.
+        Raises TypeError for what is no str, ValueError for what is not valid Unicode."""
+        for i, (query, document) in enumerate(pairs):
+            _check_text(f"the query of pair {i}", query)
+            _check_text(f"the document of pair {i}", document)
         _check_unicode("the instruction", instruction)
-        texts = [self.BODY.format(instruction=instruction, query=q, document=d) for q, d in pairs]
-        bodies = self.ids(texts, escape_special_tokens)
+        bodies = [self.BODY.format(instruction=instruction, query=q, document=d) for q, d in pairs]
         around = len(self.system) + len(self.answer)
-        warn_of_cut("pairs", "max_length", max_length, [len(i) + around for i in bodies])
-        return [self.system + i[: max_length - around] + self.answer for i in bodies]
+        count = cut or Cut("pairs", "max_length", max_length)
+        encoded = []
+        for ids, length, whole in self.leading(bodies, max_length - around, escape_special_tokens):
+            count.add(length + around, whole)
+            encoded.append(self.system + ids + self.answer)
+        if cut is None:
+            count.warn()
+        return encoded
 
 
-def warn_of_cut(what: str, limit: str, most: int, lengths: Sequence[int]) -> None:
-    """One warning a call for texts of more tokens than `most`."""
-    cut = [length for length in lengths if length > most]
-    if cut:
-        logger.warning(
-            CUT,
-            len(cut), len(lengths), what, limit, most, max(cut),
-        )  # fmt: skip
+def _encode_batch(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _leading_of_pieces(
+    tokenizer: tokenizers.Tokenizer, pieces: Iterable[str], size: int, most: int
+) -> Leading:
+    """Of a text of `size` characters."""
+    ids: list[int] = []
+    read = 0
+    for piece in pieces:
+        ids += _encode_batch(tokenizer, [piece])[0]
+        read += len(piece)
+        if len(ids) > most:
+            break
+    return Leading(ids[:most], len(ids), read == size)
+
+
+def _check_text(what: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is {type(text).__name__}, expected str")
+    _check_unicode(what, text)
 
 
 def _piece(piece: Any) -> Any:

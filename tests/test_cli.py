@@ -317,10 +317,12 @@ def test_a_lone_surrogate_of_a_file_is_escaped(run, tiny, tmp_path):
 def test_a_newline_in_a_name_breaks_no_message(run, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a\nb.txt").write_text("x\n")
-    code, out, err = run("embed", "-m", tiny, "a\nb.txt", "-o", "c\nd.npy")
-    assert (code, out) == (0, "") and "c\\nd.npy: 1 x 96" in err and err.count("\n") == 1
+    code, out, err = run("embed", "-m", tiny, "a\nb.txt", "-o", "c.npy")
+    assert (code, out) == (0, "") and "c.npy: 1 x 96" in err and err.count("\n") == 1
+    code, _, err = run("search", "-m", tiny, "c\nd.npy", "x")
+    assert code == 2 and "c\\nd.npy: there is no such file" in err and err.count("\n") == 1
     code, _, err = run("embed", "-m", tiny, "a\nb.txt", "-o", "c\nd.npy")
-    assert code == 2 and "c\\nd.npy: exists" in err and err.count("\n") == 1
+    assert code == 2 and "'c\\nd.npy': the name holds a control character" in err and err.count("\n") == 1
 
 
 def on_terminal(command: list[object], cwd: Path, typed: bytes = b"") -> tuple[int, str]:

@@ -63,15 +63,19 @@ def test_prompts(model):
         model.encode("a", prompt=3)
 
 
-def test_own_prompts_go_before_the_models(tiny):
-    """Name by name, as in sentence-transformers, where "query" and "document" are always there."""
-    model = Embedder(tiny, prompts={"passage": "P:", "query": "Q:"}, default_prompt_name="passage")
-    assert model.prompts == {"query": "Q:", "document": "", "passage": "P:"}
-    np.testing.assert_array_equal(model.encode("a"), model.encode("P:a", prompt=""))
-    np.testing.assert_array_equal(model.encode_document("a"), model.encode("a", prompt=""))
-    np.testing.assert_array_equal(model.encode_query("a"), model.encode("Q:a", prompt=""))
-    with pytest.raises(ValueError, match="'other' is not one of"):
-        Embedder(tiny, default_prompt_name="other")
+def test_own_prompts_come_to_the_models(tiny, tiny_copy):
+    """As in sentence-transformers: "query" and "document" are always there, and no default prompt stands in
+    for them."""
+    own = Embedder(tiny, prompts={"passage": "P:", "document": "D:"}, default_prompt_name="passage")
+    np.testing.assert_array_equal(own.encode("a"), own.encode("P:a", prompt=""))
+    np.testing.assert_array_equal(own.encode_document("a"), own.encode("D:a", prompt=""))
+    np.testing.assert_array_equal(own.encode_query("a"), Embedder(tiny).encode_query("a"))
+    (tiny_copy / "config_sentence_transformers.json").write_text('{"prompts": {"passage": "P:"}}')
+    bare = Embedder(tiny_copy, default_prompt_name="passage")
+    np.testing.assert_array_equal(bare.encode_query("a"), bare.encode("a", prompt=""))
+    np.testing.assert_array_equal(bare.encode_document("a"), bare.encode("a", prompt=""))
+    with pytest.raises(ValueError, match="'quary' is not one of"):
+        Embedder(tiny, prompts={}, default_prompt_name="quary")
 
 
 def test_cut_vectors_are_unit_vectors_of_the_leading_channels(tiny, model):
@@ -129,7 +133,7 @@ def test_arguments_of_pytorch_are_refused_with_what_to_do(tiny, model):
 def test_any_iterable_and_a_stream(model):
     """Generators, tuples, arrays; encode_stream reads no more than it needs."""
     expected = model.encode(TEXTS)
-    for inputs in ((t for t in TEXTS), tuple(TEXTS), dict.fromkeys(TEXTS), np.array(TEXTS, object)):
+    for inputs in ((t for t in TEXTS), tuple(TEXTS), dict.fromkeys(TEXTS).keys(), np.array(TEXTS, object)):
         np.testing.assert_array_equal(model.encode(inputs), expected)
     read = []
 

@@ -61,7 +61,7 @@ def test_scores_are_the_logits_difference(request, kind):
         raw = model.predict(pairs, raw_scores=True)
         assert raw.dtype == np.float32
         np.testing.assert_allclose(raw, expected, atol=tolerance * scale)
-        np.testing.assert_array_equal(model.predict(pairs, activation_fn=None), raw)
+        np.testing.assert_array_equal(model.predict(pairs, activation_fn=lambda x: x), raw)
         np.testing.assert_allclose(model.predict(pairs), 1 / (1 + np.exp(-expected)), atol=tolerance * scale)
         np.testing.assert_array_equal(model.predict(pairs, activation_fn=lambda x: 2 * x), 2 * raw)
 

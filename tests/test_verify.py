@@ -220,7 +220,7 @@ def test_a_missing_appended_token_is_found(run, tiny, monkeypatch):
 def test_a_prompt_tokenised_apart_is_found(run, tiny, monkeypatch):
     encode = EmbeddingTokenizer.encode
 
-    def apart(self, texts, max_length, prompt=""):
+    def apart(self, texts, max_length, prompt="", cut=None):
         [first] = encode(self, [prompt], max_length)
         return [first[:-1] + ids for ids in encode(self, texts, max_length)]
 
@@ -382,7 +382,7 @@ def test_an_older_json_file_survives_a_run_that_fails(run, tiny, tmp_path, monke
     (tmp_path / "v.json").write_text("precious")
     assert run(tiny, "--json", tmp_path / "v.json", "--precision", "low")[0] == 2
     full = OSError(28, "No space left on device")
-    with mock.patch.object(Path, "write_text", side_effect=full):
+    with mock.patch("qwen3np.files.atomic.write", side_effect=full):
         code, _, err = run(tiny, "--json", tmp_path / "v.json")
     assert code == 2 and "No space left" in err
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("v.json", "precious")]

@@ -18,7 +18,7 @@ from qwen3np.cli import main
 from qwen3np.modules import is_reranker
 from qwen3np.numba_backend import NumbaBackend
 from qwen3np.reranker import sigmoid
-from qwen3np.tokenizer import RerankerTokenizer
+from qwen3np.tokenizer import Leading, RerankerTokenizer
 
 SYSTEM, BODY, ANSWER = RerankerTokenizer.SYSTEM, RerankerTokenizer.BODY, RerankerTokenizer.ANSWER
 
@@ -130,12 +130,14 @@ def test_an_error_in_the_prompt_is_found(run, tiny_reranker, monkeypatch, part, 
 
 
 def test_a_body_tokenised_in_parts_is_found(run, tiny_reranker, monkeypatch):
-    ids = RerankerTokenizer.ids
+    leading = RerankerTokenizer.leading
 
-    def in_parts(self, texts, *escape):
-        return [[i for part in ids(self, re.split("(?<=: )", text)) for i in part] for text in texts]
+    def in_parts(self, texts, most, *escape):
+        for text in texts:
+            ids = [i for part in leading(self, re.split("(?<=: )", text), most, *escape) for i in part.ids]
+            yield Leading(ids[:most], len(ids), True)
 
-    monkeypatch.setattr(RerankerTokenizer, "ids", in_parts)
+    monkeypatch.setattr(RerankerTokenizer, "leading", in_parts)
     code, out, _ = run(tiny_reranker)
     assert code == 1 and bad_rows(out) == ["body as one string", "from text as from its ids"]
 
@@ -174,8 +176,8 @@ def test_scores_that_depend_on_what_is_shared_are_found(run, tiny_reranker, monk
 
 
 def test_another_probability_is_found(run, tiny_reranker, monkeypatch):
-    wrong = (None, None, lambda x: sigmoid(x * np.float32(1.01)))
-    monkeypatch.setattr(Reranker.predict, "__defaults__", wrong)
+    activation_fn = property(lambda self: lambda x: sigmoid(x * np.float32(1.01)), lambda self, value: None)
+    monkeypatch.setattr(Reranker, "activation_fn", activation_fn)
     code, out, _ = run(tiny_reranker)
     assert code == 1 and bad_rows(out) == ["probability = sigmoid(yes - no)"], out
 
