@@ -19,7 +19,7 @@ from qwen3np import Embedder, backends, numba_backend, published, reference, syn
 from qwen3np.checkpoint import Checkpoint, Tensor
 from qwen3np.cli import main
 from qwen3np.numba_backend import NumbaBackend
-from qwen3np.threads import Pool
+from qwen3np.threads import Job, Pool
 from qwen3np.tokenizer import EmbeddingTokenizer
 
 CARD = published.SIMILARITIES[published.CARD_MODEL][0]
@@ -177,14 +177,14 @@ def test_an_error_in_what_the_reading_copy_reads_is_found_too(tiny, damage, stag
 
 
 def test_a_float16_residual_stream_is_found_in_the_kernels(run, tiny, monkeypatch):
-    run_kernel = Pool.run
+    run_kernel = Job.run
 
     def rounded(self, kernel, *arguments, **options):
         run_kernel(self, kernel, *arguments, **options)
         if kernel is numba_backend.layer_stages:
             arguments[2].x[:] = arguments[2].x.astype(np.float16)
 
-    monkeypatch.setattr(Pool, "run", rounded)
+    monkeypatch.setattr(Job, "run", rounded)
     code, out, _ = run(tiny)
     assert code == 1 and bad_rows(out)[0] == "layers.0"
     assert "stages end in encode's vectors" in bad_rows(out)  # encode itself was not rounded
