@@ -115,7 +115,7 @@ def _key_scores(keys, head, start, stop, take, q, q_at, q_step, scores, score_st
         steps, step = keys.shape[2], keys.shape[3]
         for j in range(start, stop, 16):
             k_at = (head * keys.shape[1] + j // 16) * steps * step
-            multiply(take, 16, keys, k_at, step, q, q_at, q_step, scores, (j - start) * 16, score_step, steps)
+            multiply(take, keys, k_at, step, q, q_at, q_step, scores, (j - start) * 16, score_step, steps)
 
     return products
 
@@ -152,9 +152,9 @@ def _weigh_values(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_
             v_at = ((head * values.shape[1] + block) * values.shape[2] + start // width) * step
             at = o_at + block * 256
             if fresh:
-                multiply(take, 16, values, v_at, step, p, p_at, p_step, o, at, o_step, steps)
+                multiply(take, values, v_at, step, p, p_at, p_step, o, at, o_step, steps)
             else:
-                multiply_on(take, 16, values, v_at, step, p, p_at, p_step, o, at, o_step, steps)
+                multiply_on(take, values, v_at, step, p, p_at, p_step, o, at, o_step, steps)
 
     return products
 

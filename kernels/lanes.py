@@ -78,11 +78,11 @@ def constant(x: float) -> ir.Constant:
     return ir.Constant(v16, [x] * WIDTH)
 
 
-def broadcast(b: Any, scalar: Any) -> Any:
-    """A scalar of any type in all 16 lanes."""
-    vector = ir.VectorType(scalar.type, WIDTH)
+def broadcast(b: Any, scalar: Any, width: int = WIDTH) -> Any:
+    """A scalar of any type in all lanes."""
+    vector = ir.VectorType(scalar.type, width)
     one = b.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(i32, 0))
-    return b.shuffle_vector(one, one, ir.Constant(v16i, [0] * WIDTH))
+    return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(i32, width), [0] * width))
 
 
 def llvm(b: Any, name: str, *args: Any, result: Any = None) -> Any:

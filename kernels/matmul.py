@@ -15,6 +15,7 @@ zeros.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -26,7 +27,7 @@ from .compiled import inline
 from .isa import has_feature
 from .lanes import (
     broadcast,
-    constant,
+    f32,
     i8,
     i32,
     i64,
@@ -34,8 +35,6 @@ from .lanes import (
     load,
     pointer,
     store,
-    v16,
-    v16i,
     v32b,
     vector_load,
     vector_store,
@@ -46,6 +45,9 @@ from .tiles import TILE, configure, release, rows_of_tiles, tiled
 
 # Bytes: at 16 tokens the weights come from memory at 13 GB/s a core with this, and at 6 without.
 PREFETCH = 8192
+# float32 in a register: of AVX-512, AVX2, NEON. A block is written in registers, not in panels, so that LLVM
+# widens each weight once and has no more values alive than there are registers.
+REGISTER = 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 4
 # Products summed in one chain before they join the total: a single chain over K = 3072 would more than double
 # the error of the final vector (5e-7 against 2e-7).
 CHAIN = 128
@@ -57,10 +59,11 @@ def opaque_mask(b: Any, bits: int) -> Any:
     need."""
     name = f"qwen3np.mask.{bits:x}"
     if name not in b.module.globals:
-        variable = ir.GlobalVariable(b.module, v16i, name)
+        kind = ir.VectorType(i32, REGISTER)
+        variable = ir.GlobalVariable(b.module, kind, name)
         variable.linkage = "weak"
         variable.align = 64
-        variable.initializer = ir.Constant(v16i, [bits] * 16)
+        variable.initializer = ir.Constant(kind, [bits] * REGISTER)
     return b.load(b.module.globals[name], align=64)
 
 
@@ -72,6 +75,7 @@ def row_block(rows: int, panels: int, mode: str, kind: str, chain: int) -> Any:
     "continue": y is the total so far.
     chain: products summed in one chain before they join the total.
     """
+    vector = ir.VectorType(f32, REGISTER)
     x_width = {"float32": 16, "pairs": 32, "dot": 32}[kind]  # elements of a panel of x that one step consumes
 
     @intrinsic
@@ -85,16 +89,20 @@ def row_block(rows: int, panels: int, mode: str, kind: str, chain: int) -> Any:
             def at(base, *terms):
                 return b.gep(base, [sum_of(b, terms)])
 
-            x_panels = [at(x_base, (p, x_step)) for p in range(panels)]
-            y_rows = [[at(y_base, (p, y_step), (16 * r, 1)) for p in range(panels)] for r in range(rows)]
-            zero = constant(0.0)
-            before = [[zero if mode == "store" else vector_load(b, y, v16) for y in row] for row in y_rows]
+            # Each panel is as many columns as it takes registers.
+            columns = [(p, i) for p in range(panels) for i in range(0, 16, REGISTER)]
+            x_columns = [at(x_base, (p, x_step), (i, 1)) for p, i in columns]
+            y_rows = [[at(y_base, (p, y_step), (16 * r + i, 1)) for p, i in columns] for r in range(rows)]
+            zero = ir.Constant(vector, [0.0] * REGISTER)
+            before = [
+                [zero if mode == "store" else vector_load(b, y, vector) for y in row] for row in y_rows
+            ]
             upper = opaque_mask(b, 0xFFFF0000) if kind == "pairs" else None
 
-            totals = [[cgutils.alloca_once(b, v16) for _ in range(panels)] for _ in range(rows)]
+            totals = [[cgutils.alloca_once(b, vector) for _ in columns] for _ in range(rows)]
             for r in range(rows):
-                for p in range(panels):
-                    b.store(before[r][p] if mode == "continue" else zero, totals[r][p], align=64)
+                for c in range(len(columns)):
+                    b.store(before[r][c] if mode == "continue" else zero, totals[r][c])
 
             entry = b.block
             start, loop, end, done = (b.append_basic_block(n) for n in ("chain", "k", "chain_end", "done"))
@@ -107,68 +115,69 @@ def row_block(rows: int, panels: int, mode: str, kind: str, chain: int) -> Any:
             b.branch(loop)
             b.position_at_end(loop)
             k = b.phi(i64)
-            acc = [[b.phi(v16) for _ in range(panels)] for _ in range(rows)]
+            acc = [[b.phi(vector) for _ in columns] for _ in range(rows)]
             w_k = b.gep(w_base, [b.mul(k, w_step)])
             prefetch(b, w_k, PREFETCH)
 
-            def x_row(p, half):
-                address = at(x_panels[p], (k, x_width), (16 * half, 1))
-                return vector_load(b, address, v32b if kind == "dot" else v16)
+            def x_rows(half):
+                rows_at = [at(x, (k, x_width), (16 * half, 1)) for x in x_columns]
+                return [vector_load(b, row, v32b if kind == "dot" else vector) for row in rows_at]
 
-            def weight(r, offset):
-                """In all lanes, the 32 bits that start `offset` elements after row r's pair."""
-                address = b.gep(w_k, [ir.Constant(i64, 2 * r + offset)])
-                return broadcast(b, b.load(b.bitcast(address, i32.as_pointer()), align=2))
+            def weight(r, offset, element, align):
+                """In all lanes, the element that starts `offset` behind the first of row r."""
+                address = b.gep(w_k, [ir.Constant(i64, r * (1 if kind == "float32" else 2) + offset)])
+                loaded = b.load(b.bitcast(address, element.as_pointer()), align=align)
+                return broadcast(b, loaded, REGISTER)
 
-            def upper_half(r, offset):
+            def widened(r, half):
                 """A bfloat16 is the upper half of a float32: read so that it is, clear the lower half. (One
                 load and a shift for the other of the pair would keep eight more registers alive, and spill
-                them.)"""
-                return b.bitcast(b.and_(weight(r, offset), upper), v16)
-
-            even = [x_row(p, 0) for p in range(panels)]
-            odd = [x_row(p, 1) for p in range(panels)] if kind == "pairs" else []
-            total = [list(row) for row in acc]
-            for r in range(rows):
+                them; but where registers are free, loads are what bounds the block.)"""
                 if kind == "float32":
-                    w_even = broadcast(b, b.load(b.gep(w_k, [ir.Constant(i64, r)])))
-                elif kind == "pairs" and panels == 1:
-                    pair = weight(r, 0)  # here registers are free, and loads are what bounds the block
-                    w_even = b.bitcast(b.shl(pair, ir.Constant(v16i, [16] * 16)), v16)
-                    w_odd = b.bitcast(b.and_(pair, upper), v16)
-                elif kind == "pairs":
-                    w_even, w_odd = upper_half(r, -1), upper_half(r, 0)
+                    return weight(r, 0, f32, 4)
+                if half == 0 and one_load:
+                    shift = ir.Constant(upper.type, [16] * REGISTER)
+                    return b.bitcast(b.shl(weight(r, 0, i32, 2), shift), vector)
+                return b.bitcast(b.and_(weight(r, half - 1 if half == 0 else 0, i32, 2), upper), vector)
+
+            halves = range(2 if kind == "pairs" else 1)
+            one_load = panels == 1 and REGISTER == 16
+            # Where registers are few, x of one half of the pairs is in them at a time.
+            order = [(r, h) for r in range(rows) for h in halves]
+            if REGISTER < 16:
+                order.sort(key=lambda at: at[1])
+            x = {}
+            total = [list(row) for row in acc]
+            for r, half in order:
+                if half not in x:
+                    x[half] = x_rows(half)
+                if kind == "dot":
+                    name, w_r = "llvm.x86.avx512bf16.dpbf16ps.512", b.bitcast(weight(r, 0, i32, 2), v32b)
+                    total[r] = [llvm(b, name, t, x_c, w_r) for t, x_c in zip(total[r], x[half], strict=True)]
                 else:
-                    w_pair = b.bitcast(weight(r, 0), v32b)
-                for p in range(panels):
-                    if kind == "dot":
-                        name = "llvm.x86.avx512bf16.dpbf16ps.512"
-                        total[r][p] = llvm(b, name, acc[r][p], even[p], w_pair)
-                        continue
-                    total[r][p] = llvm(b, "llvm.fma.v16f32", w_even, even[p], acc[r][p])
-                    if kind == "pairs":
-                        total[r][p] = llvm(b, "llvm.fma.v16f32", w_odd, odd[p], total[r][p])
+                    name, w_r = f"llvm.fma.v{REGISTER}f32", widened(r, half)
+                    total[r] = [llvm(b, name, w_r, x_c, t) for t, x_c in zip(total[r], x[half], strict=True)]
             k_next = b.add(k, ir.Constant(i64, 1))
             k.add_incoming(first, start)
             k.add_incoming(k_next, loop)
             for r in range(rows):
-                for p in range(panels):
-                    acc[r][p].add_incoming(zero, start)
-                    acc[r][p].add_incoming(total[r][p], loop)
+                for c in range(len(columns)):
+                    acc[r][c].add_incoming(zero, start)
+                    acc[r][c].add_incoming(total[r][c], loop)
             b.cbranch(b.icmp_signed("<", k_next, last), loop, end)
             b.position_at_end(end)
             for r in range(rows):
-                for p in range(panels):
-                    b.store(b.fadd(b.load(totals[r][p], align=64), total[r][p]), totals[r][p], align=64)
+                for c in range(len(columns)):
+                    b.store(b.fadd(b.load(totals[r][c]), total[r][c]), totals[r][c])
             first.add_incoming(last, end)
             b.cbranch(b.icmp_signed("<", last, steps), start, done)
             b.position_at_end(done)
-            for p in range(panels):
+            for c in range(len(columns)):
                 for r in range(rows):
-                    result = b.load(totals[r][p], align=64)
+                    result = b.load(totals[r][c])
                     if mode == "add":
-                        result = b.fadd(before[r][p], result)
-                    vector_store(b, result, y_rows[r][p])
+                        result = b.fadd(before[r][c], result)
+                    vector_store(b, result, y_rows[r][c])
             return context.get_dummy_value()
 
         size = types.intp
@@ -197,9 +206,10 @@ def prefetch(b: Any, address: Any, distance: int) -> None:
     b.call(cgutils.get_or_insert_function(b.module, hint, "llvm.prefetch.p0"), [ahead, *read_to_l1])
 
 
-# Token panels a block takes -> rows of W it takes: what fits into the registers. AVX-512 has 32 of 16 floats;
-# AVX2 has 16 of 8, NEON 32 of 4, so a block there is one panel wide.
-BLOCK_ROWS = {1: 16, 2: 8, 3: 8} if has_feature("avx512f") else {1: 4}
+# Token panels a block takes -> rows of W it takes: what fits into the registers. AVX-512 has 32 of 16 floats.
+# AVX2 has 16 of 8, NEON 32 of 4, so a block there is one panel wide: 6 rows of AVX2 are 12 sums, 2 registers
+# of x and one weight. (8 sums just cover the latency of a multiply-add, 4 cycles with 2 begun in each.)
+BLOCK_ROWS = {1: 16, 2: 8, 3: 8} if has_feature("avx512f") else {1: 6}
 MAX_PANELS = max(BLOCK_ROWS)
 
 
@@ -212,27 +222,39 @@ def panels_at_once(left):
 
 
 def product(mode: str, kind: str, chain: int = CHAIN) -> Any:
-    """A kernel function: `rows` rows of W, a multiple of 16, times `take` panels (see panels_at_once)."""
-    widest = BLOCK_ROWS[1]
-    rows_1, rows_2, rows_3 = widest, BLOCK_ROWS.get(2, widest), BLOCK_ROWS.get(3, widest)
-    one = row_block(rows_1, 1, mode, kind, chain)
-    two = row_block(rows_2, 2, mode, kind, chain) if 2 in BLOCK_ROWS else one
-    three = row_block(rows_3, 3, mode, kind, chain) if 3 in BLOCK_ROWS else one
+    """A kernel function: 16 rows of W times `take` panels (see panels_at_once)."""
+    one, two, three = (sixteen_rows(min(take, MAX_PANELS), mode, kind, chain) for take in (1, 2, 3))
+
+    @inline
+    def multiply(take, w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
+        if take == 1:
+            one(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps)
+        elif take == 2:
+            two(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps)
+        else:
+            three(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps)
+
+    return multiply
+
+
+@cache
+def sixteen_rows(panels: int, mode: str, kind: str, chain: int) -> Any:
+    """Blocks of as many rows as the registers hold, and one of what is left."""
+    rows = BLOCK_ROWS[panels]
+    left = ROWS % rows
+    block = row_block(rows, panels, mode, kind, chain)
+    last = row_block(left, panels, mode, kind, chain) if left else block
     width = 1 if kind == "float32" else 2  # elements of W from row to row
 
     @inline
-    def multiply(take, rows, w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
-        if take == 1:
-            for r in range(0, rows, rows_1):
-                one(w, w_at + r * width, w_step, x, x_at, x_step, y, y_at + r * 16, y_step, steps)
-        elif take == 2:
-            for r in range(0, rows, rows_2):
-                two(w, w_at + r * width, w_step, x, x_at, x_step, y, y_at + r * 16, y_step, steps)
-        else:
-            for r in range(0, rows, rows_3):
-                three(w, w_at + r * width, w_step, x, x_at, x_step, y, y_at + r * 16, y_step, steps)
+    def blocks(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
+        for r in range(0, ROWS - left, rows):
+            block(w, w_at + r * width, w_step, x, x_at, x_step, y, y_at + r * 16, y_step, steps)
+        if left:
+            r = ROWS - left
+            last(w, w_at + r * width, w_step, x, x_at, x_step, y, y_at + r * 16, y_step, steps)
 
-    return multiply
+    return blocks
 
 
 def kind_of(w: Any, x: Any) -> str:
@@ -273,9 +295,7 @@ def _whole(mode: str, w: Any, x: Any) -> Any:
             take = panels_at_once(panels - p)
             for n in range(first, last):
                 y_at = (y_panel + p) * y_step + n * ROWS * 16
-                multiply(
-                    take, ROWS, w, n * tile, tile // steps, x, p * x_step, x_step, y, y_at, y_step, steps
-                )
+                multiply(take, w, n * tile, tile // steps, x, p * x_step, x_step, y, y_at, y_step, steps)
             p += take
 
     return whole
@@ -347,18 +367,7 @@ def _matmul_swiglu(w, x, y, panels, scratch, thread, num_threads):
                 for half in range(2):  # gate, then up
                     w_at, s_at = (2 * n + half) * tile, half * ROWS * 16
                     multiply(
-                        take,
-                        ROWS,
-                        w,
-                        w_at,
-                        tile // steps,
-                        x,
-                        p * x_step,
-                        x_step,
-                        scratch,
-                        s_at,
-                        s_step,
-                        steps,
+                        take, w, w_at, tile // steps, x, p * x_step, x_step, scratch, s_at, s_step, steps
                     )
                 put_swiglu(scratch, take, y, p, n)
             p += take
