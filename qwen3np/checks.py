@@ -45,8 +45,10 @@ def arithmetic(backend: Backend) -> str:
         return "float32"
     from .kernels import isa
 
+    if getattr(backend, "isa", "") in (isa.SIMD, isa.AVX2):
+        return "float32"
     precision: str = getattr(backend, "matmul_precision", "highest")
-    return "float32" if getattr(backend, "isa", "") == isa.SIMD or precision == "highest" else precision
+    return "float32" if precision == "highest" else precision
 
 
 class Subject(Protocol):

@@ -20,7 +20,7 @@ from qwen3np.synth import LIKE, synthesize
 
 # Path and precision of every computation there is: on simd all precisions are the same one.
 ALL_KERNELS = [
-    (isa.SIMD, "highest"),
+    (isa.AVX2 if isa.ONLY_AVX2 else isa.SIMD, "highest"),
     (isa.AVX512_BF16, "medium"),
     *((path, precision) for path in (isa.AMX, isa.AMX_SPELLED_OUT) for precision in PRECISIONS),
 ]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from qwen3np.kernels import isa
 
 EMBED = """
 import sys
@@ -67,12 +68,7 @@ def test_after_compile_nothing_is_compiled(tiny, tmp_path, capsys):
     assert err == "" and out.startswith(str(tmp_path))
 
 
-FOR_AMX = """
-import sys
-from qwen3np.kernels import isa
-here = isa.features()
-isa.features = lambda: {**here, "amx-bf16": True, "amx-tile": True, "avx512bf16": True}
-isa.amx_granted = lambda: True  # the code is compiled, and never run
+COMPILE = """
 from numba import typeof
 from qwen3np import numba_backend, weights
 from qwen3np.checkpoint import Checkpoint
@@ -81,9 +77,27 @@ from qwen3np.threads import Job
 Job.run = weights.compile_for = lambda *args, **kwargs: None
 numba_backend.compile_for = lambda kernel, arguments, _: kernel.compile(tuple(map(typeof, arguments)))
 backend = numba_backend.NumbaBackend(Checkpoint(sys.argv[1]))
-assert backend.isa == "amx", backend.isa
+assert backend.isa == path, backend.isa
 print(*encode.inspect_asm().values())
 """
+
+FOR_AMX = f"""
+import sys
+path = "amx"
+from qwen3np.kernels import isa
+here = isa.features()
+isa.features = lambda: {{**here, "amx-bf16": True, "amx-tile": True, "avx512bf16": True}}
+isa.amx_granted = lambda: True  # the code is compiled, and never run
+{COMPILE}"""
+
+FOR_AVX2 = f"""
+import sys
+path = "avx2"
+from llvmlite import binding
+here = dict(binding.get_host_cpu_features())
+more = ("avx512f", "avx512vl", "avx512bw", "avx2")
+binding.get_host_cpu_features = lambda: here | dict.fromkeys(more, True)
+{COMPILE}"""
 
 
 @pytest.mark.slow
@@ -95,3 +109,14 @@ def test_the_amx_path_is_tile_instructions(tiny, tmp_path):
     for instruction in ("ldtilecfg", "tilerelease", "tileloadd", "tilestored", "tilezero", "tdpbf16ps"):
         assert instruction in assembly
     assert "tdpbf16ps\t%tmm7, %tmm5, %tmm3" in assembly  # 2 x 2 results
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("avx2" not in isa.available(), reason="not an x86 CPU with AVX2")
+def test_the_avx2_path_has_no_other_registers(tiny, tmp_path):
+    """On a CPU that has AVX-512: neither its registers nor its masks."""
+    cpu = {"NUMBA_CPU_NAME": "sapphirerapids", "QWEN3NP_ISA": "avx2"}
+    assembly, _ = finish(start(FOR_AVX2, tiny, str(tmp_path), **cpu))
+    assert "vfmadd231ps" in assembly and "%ymm15" in assembly
+    for beyond in ("zmm", "%ymm16", "%xmm16", "%k1"):
+        assert beyond not in assembly
