@@ -33,6 +33,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, as for every other error; argparse would print the usage too."""
+        if message.startswith("unrecognized arguments") or message.endswith("expected one argument"):
+            message += '; what begins with "-" and is no option: --OPTION=-VALUE, or after -- at the end'
         streams.say(f"{self.prog}: error: {message} ({self.prog} --help)")
         sys.exit(2)
 

@@ -40,7 +40,7 @@ def program(*args: object, cwd: Path, **options) -> subprocess.Popen:
 def test_two_runs_do_not_write_one_output(embed, tmp_path):
     write_input(tmp_path / "in.txt", TEXTS)
     with work.WorkFolder(tmp_path / "out.npy") as folder:
-        folder.begin({"run": {}, "replaces": {}})
+        folder.begin({"run": {}, "info": {}, "rows": 1, "bad": 0, "dim": 1, "replaces": {}})
         for options in ([], ["--resume"], ["--overwrite"]):
             code, _, err = embed("in.txt", "--output", "out.npy", *options)
             assert code == 2 and "another run is writing it" in err

@@ -179,11 +179,11 @@ def _nearest(
     queries: Any, corpus: saved.Saved, top_k: int, score_function: str
 ) -> list[list[dict[str, Any]]]:
     nearest = Nearest(as_matrix(queries, "queries"), positive("top_k", top_k), score_function)
-    try:
-        for block in corpus.blocks():
+    for block in corpus.blocks():
+        try:
             nearest.add(block)
-    except ValueError as error:
-        raise corpus.error(error) from error
+        except ValueError as error:
+            raise corpus.error(error) from error
     return [
         [{"corpus_id": int(i), "score": float(s)} for i, s in zip(ids, scores, strict=True)]
         for ids, scores in nearest.found
