@@ -47,7 +47,7 @@ def write_input(path: Path, texts, ids=None) -> Path:
             writer.writeheader()
             writer.writerows(records)
     else:
-        pq.write_table(pa.table(columns), path)
+        path.write_bytes(parquet([*columns], [*columns.values()]))
     return path
 
 
@@ -513,6 +513,29 @@ def test_search_shows_ids_and_texts_of_other_types(embed, tmp_path, id, text):
         assert code == 0 and found["id"] == (0 if id is None else id if id is True else str(id))
         assert found["text"] == (None if text is None else str(text))
         assert embed(file.name, "query", command="search")[0] == 0
+
+
+def test_search_shows_no_text_that_was_not_embedded(embed, tmp_path):
+    """The input has changed: as many rows, with the same ids, but another text."""
+    write_input(tmp_path / "in.txt", TEXTS)
+    assert embed("in.txt", "--output", "out.npy")[0] == 0
+    code, found, err = embed("out.npy", TEXTS[0], "-k", 1, "--json", command="search")
+    assert (code, err) == (0, "") and json.loads(found)["results"][0]["text"] == TEXTS[0]
+    write_input(tmp_path / "in.txt", ["another", *TEXTS[1:]])
+    code, found, err = embed("out.npy", TEXTS[0], "-k", 1, "--json", command="search")
+    assert code == 0 and json.loads(found)["results"][0]["text"] is None
+    assert "in.txt: has changed since it was embedded; --texts names the file" in err
+    code, found, err = embed("out.npy", TEXTS[0], "--texts", "in.txt", command="search")
+    assert code == 0 and "another" in found and "is not the file that was embedded, byte for byte" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode")
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_names_that_are_no_unicode(embed, tmp_path, output):
+    source = write_input(tmp_path / "in\udcff.parquet", TEXTS, IDS)
+    assert embed(source.name, "--output", f"out\udcff{output}")[0] == 0
+    code, found, _ = embed(f"out\udcff{output}", TEXTS[0], "-k", 1, "--json", command="search")
+    assert code == 0 and json.loads(found)["results"][0]["id"] == IDS[0]
 
 
 def test_search_does_not_take_other_texts(embed, tmp_path):

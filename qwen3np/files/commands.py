@@ -195,6 +195,8 @@ def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -
     found = corpus.find(rows)
     count = corpus.count
     if args.texts is not None:
+        if corpus.made_of(args.texts) is False:
+            say(f"{args.texts} is not the file that was embedded, byte for byte: its texts may be others")
         return saved.texts_of(args.texts, args.column, args.id_column, args.delimiter, found, count)
     if any(text is not None for _, text in found.values()):
         return found
@@ -204,6 +206,8 @@ def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -
     else:
         columns = (corpus.info.get("column"), corpus.info.get("id_column"), corpus.info.get("delimiter"))
         try:
+            if corpus.made_of(Path(source)) is False:
+                raise ValueError(f"{source}: has changed since it was embedded")
             return saved.texts_of(Path(source), *columns, found, count)
         except (ValueError, OSError) as error:
             say(f"no texts: {error}; --texts names the file")

@@ -18,7 +18,6 @@ def pyarrow_parquet(path: Path) -> Any:
         raise ImportError(f"{path}: Parquet needs pyarrow: pip install 'qwen3np[parquet]'") from error
     return pyarrow.parquet
 
-
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """An error in reading it names the file, which pyarrow's own do not."""
@@ -43,8 +42,10 @@ def parquet_rows(path: Path, column: str | None, id_column: str | None) -> Itera
     pq = pyarrow_parquet(path)
     import pyarrow as pa
 
-    # Not ahead of time: a row group, read whole, may be larger than the memory.
-    with reading(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+    # Opened here, since pyarrow takes no name that is not UTF-8. Not read ahead of time: a row group, read
+    # whole, may be larger than the memory.
+    options = {"pre_buffer": False, "buffer_size": 1 << 20}
+    with reading(path), open(path, "rb") as opened, pq.ParquetFile(opened, **options) as file:
         schema = file.schema_arrow
         text_column, ids = choose(path, schema.names, column, id_column)
         wanted = [(text_column, True)] + ([] if ids is None else [(ids, False)])

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import outputs
 from .cells import Bad, parse_json
+from .identity import file_digest
 from .parquet import pyarrow_parquet, reading, type_of
 from .record import IDS, RECORD, VECTORS, beside, fingerprint, read_record, sample
 from .rows import Row, read_rows
@@ -64,6 +65,11 @@ class Saved:
     def find(self, rows: Collection[int]) -> dict[int, Found]:
         """Ids and texts of the vectors with these numbers."""
         raise NotImplementedError
+
+    def made_of(self, source: Path) -> bool | None:
+        """Whether the file has the bytes that were embedded; None where nothing tells, or it is no file."""
+        digest = self.record["run"].get("input") if self.record is not None else None
+        return None if digest is None or not source.is_file() else file_digest(source) == digest
 
     def error(self, reason: object) -> ValueError:
         return ValueError(f"{self.path}: {reason}; search reads what `qwen3np embed --output` wrote")
@@ -213,7 +219,8 @@ class Parquet(Saved):
         super().__init__(path)
         pq = pyarrow_parquet(path)
         with reading(path):
-            self._file = pq.ParquetFile(path, pre_buffer=False)
+            # Opened here: pyarrow takes no name that is not UTF-8.
+            self._file = pq.ParquetFile(open(path, "rb"), pre_buffer=False)  # noqa: SIM115 (used until the end)
             schema = self._file.schema_arrow
             if "embedding" not in schema.names:
                 raise self.error(f"has no column 'embedding'; there are {', '.join(map(repr, schema.names))}")
