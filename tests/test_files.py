@@ -515,6 +515,14 @@ def test_search_shows_ids_and_texts_of_other_types(embed, tmp_path, id, text):
         assert embed(file.name, "query", command="search")[0] == 0
 
 
+def test_no_text_is_computed_for_an_output_that_cannot_be_written(embed, tmp_path, monkeypatch):
+    """Its own name is short enough, that of the folder the work is kept in is not."""
+    monkeypatch.setattr("qwen3np.cli._load", lambda args: pytest.fail("the model was loaded"))
+    name = "x" * 245 + ".npy"
+    code, _, err = embed("a text", "--output", name)
+    assert code == 2 and f"File name too long: '{name}'" in err
+
+
 def test_search_shows_no_text_that_was_not_embedded(embed, tmp_path):
     """The input has changed: as many rows, with the same ids, but another text."""
     write_input(tmp_path / "in.txt", TEXTS)
