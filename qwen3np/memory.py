@@ -93,8 +93,9 @@ def _left(group: Group, swap: int) -> int | None:
 
 
 def _message(checkpoint: Checkpoint, need: int, there: int | None) -> str:
-    refused = there is None or there >= need
-    has = "which the system refuses" if refused else f"{there / 1e9:.2f} GB are available to"
+    has = "which the system refuses"
+    if there is not None and there < need:
+        has = f"{there / 1e9:.2f} GB are available to"
     return (
         f"{checkpoint.folder}: its weights need {need / 1e9:.2f} GB of memory, {has} this process; take a "
         'smaller model, give it more memory, or use backend="numpy" (--backend numpy), which reads the '
