@@ -112,9 +112,10 @@ class Tokenizer:
             saved = self._tokenizer.truncation or {}
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises bare Exception, and panics that are not even that
+        except BaseException as error:
+            # The library raises bare Exception, and panics; another class is that of a signal handler.
+            if type(error) is not Exception and type(error).__name__ != "PanicException":
+                raise
             raise CheckpointError(f"{path}: is not a tokenizer ({error}); download it again") from error
         self._path = path
         # Not the count of tokens: ids may have gaps.
