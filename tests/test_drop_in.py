@@ -128,7 +128,7 @@ def test_calls_take_sentence_transformers_arguments(embedder, reranker):
     assert [entry["score"] for entry in ranked] == sorted(scores.tolist(), reverse=True)[:2]
     with pytest.raises(TypeError, match="encode: unknown argument 'promt_name'; did you mean"):
         embedder.encode(TEXTS, promt_name="query")
-    with pytest.raises(TypeError, match="encode: unknown argument 'sentences'"):
+    with pytest.raises(TypeError, match="encode: sentences is an older name of inputs, which is given too"):
         embedder.encode(TEXTS, sentences=TEXTS)
     with pytest.raises(TypeError, match="inputs is NoneType"):
         embedder.encode()
