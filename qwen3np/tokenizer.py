@@ -161,7 +161,7 @@ class Tokenizer:
             short = iter(_encode_batch(tokenizer, [text for text in batch if len(text) <= PIECE]))
             for text in batch:
                 if len(text) > PIECE:
-                    yield _leading_of_pieces(tokenizer, pieces(text), len(text), most)
+                    yield _leading_of_pieces(pieces, text, most)
                 else:
                     ids = next(short)
                     yield Leading(ids[:most], len(ids), True)
@@ -397,18 +397,15 @@ def _encode_batch(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> list[lis
     return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _leading_of_pieces(
-    tokenizer: tokenizers.Tokenizer, pieces: Iterable[str], size: int, most: int
-) -> Leading:
-    """Of a text of `size` characters."""
+def _leading_of_pieces(pieces: Pieces, text: str, most: int) -> Leading:
     ids: list[int] = []
     read = 0
-    for piece in pieces:
-        ids += _encode_batch(tokenizer, [piece])[0]
+    for piece in pieces(text):
+        ids += pieces.ids(piece)
         read += len(piece)
         if len(ids) > most:
             break
-    return Leading(ids[:most], len(ids), read == size)
+    return Leading(ids[:most], len(ids), read == len(text))
 
 
 def _check_text(what: str, text: object) -> None:
