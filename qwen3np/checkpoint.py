@@ -95,7 +95,8 @@ class OpenedFile:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-        weakref.finalize(self, os.close, self._descriptor)
+        # Not at the interpreter's exit: functions registered with atexit may still compute.
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
         self._state = self._now()
 
     def _now(self) -> tuple[int, int]:

@@ -33,6 +33,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, as for every other error; argparse would print the usage too."""
+        if message.startswith("unrecognized arguments: -") or message.endswith("expected one argument"):
+            message += '; what begins with "-" and is no option: --OPTION=-VALUE, or after -- at the end'
         streams.say(f"{self.prog}: error: {message} ({self.prog} --help)")
         sys.exit(2)
 
@@ -210,6 +212,7 @@ def _parser() -> Parser:
     p.add_argument(
         "texts",
         nargs="*",
+        default=[],
         metavar="INPUT",
         help="texts, or one file: what ends in .txt (a text a line), .jsonl, .json, .csv, .tsv or .parquet, "
         "or in one of these and .gz, is a file's name; - or none: a text a line from stdin",

@@ -49,7 +49,8 @@ INSTEAD = {
     "register_forward_hook register_forward_pre_hook register_full_backward_hook "
     "register_full_backward_pre_hook register_load_state_dict_post_hook "
     "register_load_state_dict_pre_hook register_module register_parameter "
-    "register_state_dict_post_hook register_state_dict_pre_hook set_extra_state set_submodule state_dict",
+    "register_state_dict_post_hook register_state_dict_pre_hook set_extra_state set_submodule "
+    "smart_apply state_dict",
 }
 CURES = {name: instead for instead, names in INSTEAD.items() for name in names.split()}
 

@@ -43,10 +43,19 @@ class EmbedderChecks:
 
     def texts(self) -> list[list[int]]:
         checkpoint = self.model.checkpoint
-        *ids, long = library_ids(checkpoint, [*self._card, " ".join(published.CARD_DOCUMENTS * 10)])
+        ids = self._library_ids(self._card)
+        [long] = library_ids(checkpoint, [" ".join(published.CARD_DOCUMENTS * 10)])
         everything = [*ids, [], long[: LONG - 1], rare_tokens(checkpoint)]
         tokenizer = self.model.tokenizer
         return [tokenizer.before + i + tokenizer.after for i in everything if i or tokenizer.added]
+
+    def _library_ids(self, texts: list[str]) -> list[list[int]]:
+        """The library's, with what the folder's settings do to a text: lower case, and the cut."""
+        model, tokenizer = self.model, self.model.tokenizer
+        if model._modules.transformer.do_lower_case:
+            texts = [text.lower() for text in texts]
+        room = model.max_seq_length - len(tokenizer.added)
+        return [tokenizer.cut(ids, room) for ids in library_ids(model.checkpoint, texts)]
 
     def stages(self, ids: parity.Texts) -> Iterable[parity.Stage]:
         return self.model.backend.stages(ids)
@@ -70,7 +79,7 @@ class EmbedderChecks:
             end = model.tokenizer.decode(after)
             missing = sum(i[-len(after) :] != after or after[-1] in i[: -len(after)] for i in ids)
             yield count(f"{end} once, at the end", missing, len(texts))
-        one_string = library_ids(model.checkpoint, [expected + text for text in texts])
+        one_string = self._library_ids([expected + text for text in texts])
         differ = sum(i != before + j + after for i, j in zip(ids, one_string, strict=True))
         yield count("prompt and text as one string", differ, len(texts))
 
@@ -85,10 +94,11 @@ class EmbedderChecks:
     def property_checks(self, ids: list[list[int]]) -> Iterator[Check]:
         model, texts, hidden = self.model, self._card, self.model.config.hidden_size
         batch = model.backend.encode(ids[: len(texts)])
-        vectors = model.encode(texts, prompt="", truncate_dim=hidden)
+        vectors = model.encode(texts, prompt="", truncate_dim=hidden, normalize_embeddings=True)
         yield same_bits("from text as from its ids", vectors, reference.normalize(batch))
         for dim in sorted({min(32, hidden), hidden // 2, hidden}):
-            cut = model.encode(texts, prompt="", truncate_dim=dim).astype(np.float64)
+            cut = model.encode(texts, prompt="", truncate_dim=dim, normalize_embeddings=True)
+            cut = cut.astype(np.float64)
             off = float(np.abs(np.linalg.norm(cut, axis=1) - 1).max())
             yield close(f"{dim} channels: unit length", off, UNIT)
             exact = batch[:, :dim].astype(np.float64)

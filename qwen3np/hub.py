@@ -22,8 +22,8 @@ def locate(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder of `model`: itself if it is a folder, else its snapshot in the Hub cache, downloaded if
-    needed.
+    """The folder of `model`, as an absolute path: itself if it is a folder, else its snapshot in the Hub
+    cache, downloaded if needed.
 
     Only NEEDED_FILES are downloaded, with a progress bar; `HF_HUB_OFFLINE=1`, `HF_HOME` and `HF_TOKEN` are
     honoured. Raises CheckpointError if there is neither a folder nor a reachable or cached repository of that
@@ -37,7 +37,7 @@ def locate(
     except (OSError, RuntimeError) as error:  # a name too long for a path, a user without a home
         raise CheckpointError(f"{model}: no such folder ({error})") from error
     if is_folder:
-        return folder
+        return folder.absolute()  # the process may go elsewhere, and save or pickle the model there
     if exists:
         raise CheckpointError(
             f"{folder}: is a file; give the folder that holds config.json and model.safetensors"
@@ -58,7 +58,7 @@ def locate(
                 local_files_only=local_files_only,
                 allow_patterns=NEEDED_FILES,
             )
-        )
+        ).absolute()
     except errors.HFValidationError as error:
         raise CheckpointError(
             f"{name!r}: neither a folder nor a valid Hub id such as Qwen/Qwen3-Embedding-0.6B"
@@ -119,7 +119,7 @@ def _from_read_only_cache(
 
 def hub_id(folder: Path) -> str:
     """Of a snapshot in a Hub cache, .../models--Qwen--Qwen3-Embedding-0.6B/snapshots/<revision>; else ""."""
-    parts = folder.absolute().parts
+    parts = folder.parts
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         return parts[-3].removeprefix("models--").replace("--", "/")
     return ""

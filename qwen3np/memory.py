@@ -47,8 +47,8 @@ def packed_bytes(checkpoint: Checkpoint, bfloat16: bool) -> int:
 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Memory that this process can still take: what the system has free or can free (its caches, its swap),
-    and what the limits of the control group and of all around it leave; None where the system does not tell.
-    `root`: where /proc and /sys are found."""
+    and what the limits of the process, of its control group and of all around that leave; None where the
+    system does not tell. `root`: where /proc and /sys are found."""
     lines = (line.split() for line in read(root / "proc/meminfo").splitlines())
     kilobytes = {
         line[0].rstrip(":"): int(line[1]) for line in lines if len(line) >= 2 and line[1].isdecimal()
@@ -57,7 +57,20 @@ def available_bytes(root: Path = Path("/")) -> int | None:
         return None
     swap = kilobytes.get("SwapFree", 0) * 1024
     groups = (_left(group, swap) for group in own_groups("memory", root))
-    return min([kilobytes["MemAvailable"] * 1024 + swap, *(left for left in groups if left is not None)])
+    limits = [left for left in groups if left is not None] + _process_limits(root)
+    return min([kilobytes["MemAvailable"] * 1024 + swap, *limits])
+
+
+def _process_limits(root: Path) -> list[int]:
+    """What the process's own limits leave (ulimit -v, ulimit -d; batch systems set them)."""
+    limits, status = (read(root / "proc/self" / file).splitlines() for file in ("limits", "status"))
+    left = []
+    for limit, usage in (("Max address space", "VmSize:"), ("Max data size", "VmData:")):
+        most = next((line[len(limit) :].split()[0] for line in limits if line.startswith(limit)), "")
+        used = next((line.split()[1] for line in status if line.startswith(usage)), "")
+        if most.isdecimal() and used.isdecimal():  # "unlimited", or not there
+            left.append(max(0, int(most) - int(used) * 1024))
+    return left
 
 
 def _left(group: Group, swap: int) -> int | None:
@@ -80,9 +93,11 @@ def _left(group: Group, swap: int) -> int | None:
 
 
 def _message(checkpoint: Checkpoint, need: int, there: int | None) -> str:
-    has = "that much is not there" if there is None else f"{there / 1e9:.2f} GB are available"
+    has = "which the system refuses"
+    if there is not None and there < need:
+        has = f"{there / 1e9:.2f} GB are available to"
     return (
-        f"{checkpoint.folder}: its weights need {need / 1e9:.2f} GB of memory, {has} to this process; take a "
+        f"{checkpoint.folder}: its weights need {need / 1e9:.2f} GB of memory, {has} this process; take a "
         'smaller model, give it more memory, or use backend="numpy" (--backend numpy), which reads the '
         "weights layer by layer"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,10 +28,14 @@ class PickledByArguments:
     SETTINGS: ClassVar[tuple[str, ...]] = ()  # attributes that users may set
     checkpoint: Checkpoint
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _working_folder: str
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         self._arguments = args, kwargs
+        self._working_folder = ""  # what a relative path is meant from, wherever the process goes later
+        with suppress(OSError):  # it may be deleted
+            self._working_folder = os.getcwd()
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -44,8 +50,9 @@ class PickledByArguments:
     def _elsewhere(self, model: Any, kwargs: dict[str, Any]) -> Any:
         """The model's name in any process; pins a Hub id's commit in `kwargs`."""
         folder = self.checkpoint.folder
-        if isinstance(model, (str, Path)) and Path(model).expanduser().is_dir():
-            return str(folder.absolute())
+        if isinstance(model, (str, Path)):
+            if Path(self._working_folder, Path(model).expanduser()) == folder:
+                return str(folder)
         if str(model) == hub_id(folder):
             kwargs["revision"] = folder.name
         return model

@@ -14,9 +14,17 @@ across it:
   a digit to a line end or a symbol; and what stands behind such a place has no part in what is matched before
   it, for only white space is looked beyond.
 
-A long run of letters or of pictures has no such place. It is cut between two of them where no token of the
-vocabulary stands across: whatever is merged is such a token, so that nothing can be merged across the cut.
-What remains whole is a run like "aaaa".
+A long run of letters, symbols, pictures or white space has no such place: the expression makes one part of
+it, whose bytes are merged. There the cut is made between two tokens, x before it and y behind, and stands if
+the model makes just x and y of the bytes of both. For suppose that something were merged across such cuts,
+and look at the first time. Until then each piece was merged as it is alone, and within the bytes that become
+x and y in the same order as of these bytes alone: the model takes the pair of the lowest rank, and of equal
+ones the leftmost, so that what comes first among all comes first among those. So from the bytes of x and y
+alone it would get to the same merge across the cut, and not to x and y.
+
+The expression has to find that part on both sides, too. Of three letters before a cut the last is none that
+'s and its like take; of two symbols behind it the first does not join a letter; white space is cut where its
+piece holds nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 from unicodedata import normalize
 
@@ -39,12 +47,27 @@ SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Letters (ASCII, kana, Chinese, Hangul) that are letters in every version of Unicode, and that NFC leaves.
-LETTER = r"a-zA-Z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+# Letters (Latin, Greek, Cyrillic, Hebrew, Arabic, Thai, kana, Chinese, Hangul) that are letters in every
+# version of Unicode, and that NFC leaves.
+LETTER = (
+    r"a-zA-Z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f\u03b1-\u03c9\u0400-\u045f\u05d0-\u05ea\u0621-\u063a"
+    r"\u0641-\u064a\u0e01-\u0e30\u3041-\u3096\u30a1-\u30fa\u30fc\u4e00-\u9fa5\uac00-\ud7a3"
+)
 SYMBOL = r"!-/:-@\[-`{-~\u3001\u3002\u300a-\u300d\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
 PICTURE = r"\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff\u200d\ufe0f"
-RUN = re.compile(rf"[{LETTER}]+|[{PICTURE}]+")
-TRIED = 200  # places in a run
+# What stands before a cut within a part, and behind it; of white space from the piece's beginning. Line ends
+# behind a symbol are of its part, whatever white space comes after them.
+WITHIN = [
+    (re.compile(rf"[{LETTER}]{{3}}"), re.compile(rf"[{LETTER}]")),
+    (re.compile(rf"[{SYMBOL}{PICTURE}]{{3}}"), re.compile(rf"[{SYMBOL}{PICTURE}]{{2}}")),
+]
+BLANK = [
+    (re.compile(r"[ \t]+"), re.compile(r"[ \t]{2}")),
+    (re.compile(r"[ \t\r\n]*[\r\n]"), re.compile(r"[ \t\r\n]")),
+    (re.compile(rf"(?s:.*)[{SYMBOL}{PICTURE}][\r\n]+"), re.compile(r"[\r\n]+(?!\s)")),
+]
+TRIED = 100  # tokens back from the most that a piece may hold
+AHEAD = 512  # characters whose first token is most likely that of all that follows
 BEFORE_CUT = re.compile(rf"\S(?=[ \t0-9])|[{LETTER}0-9](?=[\r\n{SYMBOL}])")
 
 
@@ -53,10 +76,12 @@ class Pieces:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         model = tokenizer.model
         self._merges = isinstance(model, tokenizers.models.BPE) and not (
-            model.continuing_subword_prefix or model.end_of_word_suffix
+            model.continuing_subword_prefix or model.end_of_word_suffix or model.ignore_merges
+        )
+        self._ids_of = lru_cache(4)(
+            lambda piece: tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids
         )
         added = tokenizer.get_added_tokens_decoder().values()
         self._added = [token.content for token in added]
@@ -71,15 +96,34 @@ class Pieces:
     def __call__(self, text: str, size: int = PIECE) -> Iterator[str]:
         """The pieces of a text, `size` characters each at the most, or up to the first place behind them
         where it can be cut."""
-        start = 0
-        while self.possible and len(text) - start > size:
-            most = start + size
-            end = self._last_cut(text, start, most) or self._cut_in_run(text, start, most)
-            end = end or self._next_cut(text, most)
-            yield text[start:end]
-            start = end
-        if start < len(text):
-            yield text[start:]
+        start, held, most = 0, "", size
+        while start < len(text):
+            end, is_within = self._end(text, start, start + most)
+            piece = text[start:end]
+            if held and not self._stand(held, piece):
+                start -= len(held)
+                held, most = "", most + len(held)  # doubles, or more
+                continue
+            if held:
+                yield held
+            held = piece if is_within else ""
+            if not is_within:
+                yield piece
+            start, most = end, size
+
+    def ids(self, piece: str) -> list[int]:
+        """Token ids of a piece. Those of the last few are kept: a run of one character has equal pieces."""
+        return self._ids_of(piece)
+
+    def _end(self, text: str, start: int, most: int) -> tuple[int, bool]:
+        """Where the piece that begins at `start` ends, and whether that is within a part."""
+        if not self.possible or most >= len(text):
+            return len(text), False
+        if end := self._last_cut(text, start, most):
+            return end, False
+        if end := self._cut_within(text, start, most):
+            return end, True
+        return self._next_cut(text, most), False
 
     def _last_cut(self, text: str, start: int, end: int) -> int | None:
         first = end
@@ -91,35 +135,40 @@ class Pieces:
                     return at
         return None
 
-    def _cut_in_run(self, text: str, start: int, end: int) -> int | None:
+    def _cut_within(self, text: str, start: int, end: int) -> int | None:
+        """A place between two of the last tokens, where the cut seems to stand."""
         if not self._merges:
             return None
-        reach = self._longest + 1
-        for at in range(end, max(start + reach, end - TRIED), -1):
-            left, right = text[at - reach : at], text[at : at + reach]
-            if not RUN.fullmatch(left + right) or self._added_token_across(text, at):
+        ids = self.ids(text[start:end])
+        at, spare = end, 0  # bytes of the tokens behind the place that are not yet characters behind `at`
+        for i in range(len(ids) - 1, max(0, len(ids) - TRIED), -1):
+            spare += len(self._token(ids[i]))
+            while at > start and spare >= (size := len(text[at - 1].encode())):
+                at, spare = at - 1, spare - size
+            if spare or not self._is_within(text, start, at) or self._added_token_across(text, at):
                 continue
-            if not self._token_across(left, right):
+            if self._are_made(ids[i - 1], self.ids(text[at : at + AHEAD])[:1]):
                 return at
         return None
 
-    def _token_across(self, left: str, right: str) -> bool:
-        a, b = (self._bytes.pre_tokenize_str(part)[0][0] for part in (left, right))
+    def _is_within(self, text: str, start: int, at: int) -> bool:
         return any(
-            a[-i:] + b[: length - i] in self._vocabulary
-            for length in range(2, self._longest + 1)
-            for i in range(1, length)
-        )
+            before.fullmatch(text, max(start, at - 3), at) and behind.match(text, at)
+            for before, behind in WITHIN
+        ) or any(before.fullmatch(text, start, at) and behind.match(text, at) for before, behind in BLANK)
 
-    @cached_property
-    def _vocabulary(self) -> dict[str, int]:
-        """The tokens as the model has them, a character a byte."""
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)
-        return vocabulary
+    def _stand(self, left: str, right: str) -> bool:
+        """Whether the tokens of the two are those of both together, of a cut within a part."""
+        ids = self.ids(left)
+        return bool(ids) and self._are_made(ids[-1], self.ids(right)[:1])
 
-    @cached_property
-    def _longest(self) -> int:
-        return max(map(len, self._vocabulary))
+    def _are_made(self, x: int, behind: list[int]) -> bool:
+        both = self._token(x) + "".join(map(self._token, behind))
+        return [token.id for token in self._tokenizer.model.tokenize(both)] == [x, *behind] and bool(behind)
+
+    def _token(self, number: int) -> str:
+        """A token as the model has it, a character a byte."""
+        return str(self._tokenizer.id_to_token(number))
 
     def _next_cut(self, text: str, start: int) -> int:
         places = (match.end() for match in BEFORE_CUT.finditer(text, start))

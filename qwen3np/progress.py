@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -57,12 +57,14 @@ def ticking(shown: Any) -> Iterator[None]:
             shown.refresh()
 
     thread = threading.Thread(target=tick, daemon=True)
-    thread.start()
     try:
+        with suppress(RuntimeError):  # no more threads: a bar without a clock
+            thread.start()
         yield
     finally:
         done.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 def worth_showing(texts: Sequence[str]) -> bool:

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "texts",
         nargs="*",
+        default=[],  # without one, an error says that documents are required
         metavar="DOCUMENT",
         help="the documents, or one file as of --documents; - or none: one a line from stdin",
     )

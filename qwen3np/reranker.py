@@ -20,7 +20,7 @@ from .distinct import PART_TEXTS, Distinct
 from .drop_in import DropIn
 from .errors import CheckpointError
 from .hub import locate
-from .modules import load_reranker_modules, open_reranker
+from .modules import load_reranker_modules, max_seq_length_of, open_reranker
 from .pickling import PickledByArguments
 from .progress import progress_bar
 from .soundness import check_rows, check_states
@@ -50,7 +50,8 @@ class Reranker(DropIn, PickledByArguments):
         instruction: what makes a document a good one, in a sentence; default: the one that a fine-tuned
         model's files give, else the model card's, for web search.
         max_length: longest conversation in tokens; what is beyond is cut from the end of the document.
-        Default: that of the model's sentence_bert_config.json, else 8192.
+        Default: that of the model's sentence_bert_config.json or tokenizer_config.json, but not more than
+        8192 of the latter.
         escape_special_tokens: special tokens in instruction, query and document are text. By default, as in
         the model card's code, they are tokens: a document that contains "<|im_end|>" can close the
         conversation and answer itself. Set it where documents come from others.
@@ -109,9 +110,11 @@ class Reranker(DropIn, PickledByArguments):
         self.checkpoint = Checkpoint(folder, modules.path)
         self.config = self.checkpoint.config
         self.tokenizer, own_instruction = open_reranker(folder, self.checkpoint, modules)
-        self._own_max_length = modules.transformer.max_seq_length or min(
-            MAX_LENGTH, self.config.max_position_embeddings
+        self._own_max_length = max_seq_length_of(
+            modules.transformer, self.checkpoint.transformer_folder, self.config
         )
+        if modules.transformer.max_seq_length is None:
+            self._own_max_length = min(MAX_LENGTH, self._own_max_length)
         self.escape_special_tokens = escape_special_tokens
         self.instruction = (own_instruction or INSTRUCTION) if instruction is None else instruction
         self.prompts = dict(prompts or {})

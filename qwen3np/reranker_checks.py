@@ -3,6 +3,7 @@ published ones."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,7 +26,7 @@ from .checks import (
     token_ids,
     value,
 )
-from .reranker import Reranker
+from .reranker import MAX_LENGTH, Reranker
 
 # What the arithmetic may add to a published difference's own tolerance. The logits of the published models
 # reach some 20, and PyTorch's bfloat16 is off by 0.8.
@@ -38,7 +39,8 @@ class RerankerChecks:
     """See checks.Subject."""
 
     def __init__(self, model: Reranker) -> None:
-        self.model = model
+        self.model = copy.copy(model)  # with room for the conversations, which are compared whole
+        self.model.max_length = max(model.max_length, min(MAX_LENGTH, model.config.max_position_embeddings))
         self.answers: parity.Answers = model.answers
         self.values, self.shapes = published.LOGIT_DIFFERENCES, published.RERANKER_SHAPES
         self._pairs = [(q, d) for q in published.CARD_QUERIES for d in published.CARD_DOCUMENTS] + [("", "")]

@@ -78,20 +78,28 @@ def as_matrix(x: ArrayLike, what: str = "vectors") -> Vectors:
 
 def unit(x: Vectors) -> Vectors:
     """Each vector divided by its length, whatever that is; a zero vector stays zero."""
-    length = _lengths(x)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        units = x / length[:, None]
-    odd = ~((length > 1e-15) & (length < 1e15))
+    lengths = _lengths(x)
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        units = x / lengths.astype(np.float32)[:, None]
+    odd = ~_usual(lengths)
     if odd.any():
-        wide = x[odd].astype(np.float64)  # whose squares hold all of float32
-        length = np.sqrt(np.sum(wide * wide, axis=1, keepdims=True))
-        units[odd] = wide / np.where(length == 0, 1, length)
+        length = lengths[odd, None]
+        units[odd] = x[odd].astype(np.float64) / np.where(length == 0, 1, length)
     return units
 
 
-def _lengths(x: Vectors) -> Vectors:
+def _lengths(x: Vectors) -> Scores:
+    """In float32 where its squares can be held, else in float64, which holds those of all float32."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return np.sqrt(np.einsum("ij,ij->i", x, x))
+        lengths = np.sqrt(np.einsum("ij,ij->i", x, x)).astype(np.float64)
+        odd = ~_usual(lengths)
+        if odd.any():
+            lengths[odd] = np.sqrt(np.sum(x[odd].astype(np.float64) ** 2, axis=1))
+    return lengths
+
+
+def _usual(lengths: Scores) -> NDArray[np.bool_]:
+    return (lengths > 1e-15) & (lengths < 1e15)
 
 
 def exact_scores(name: str, query: Vectors, rows: Vectors) -> Scores:
@@ -99,7 +107,8 @@ def exact_scores(name: str, query: Vectors, rows: Vectors) -> Scores:
     on nothing but the row."""
     scores = np.empty(len(rows))
     for start in range(0, len(rows), EXACT_ROWS):
-        b = rows[start : start + EXACT_ROWS].astype(np.float64)
+        # In C order: numpy adds the channels of other layouts in another order.
+        b = rows[start : start + EXACT_ROWS].astype(np.float64, order="C")
         a = (query[start : start + EXACT_ROWS] if query.ndim == 2 else query[None]).astype(np.float64)
         if name == "euclidean":
             score = -np.sqrt(np.sum((a - b) ** 2, axis=-1))
@@ -201,7 +210,7 @@ class Nearest:
         _check_finite(queries, "query")
         self._queries, self._count, self._name = queries, count, score_function
         self._units = unit(queries) if score_function == "cosine" else queries
-        self._lengths = np.sqrt(np.sum(queries.astype(np.float64) ** 2, axis=1))
+        self._lengths = _lengths(queries)
         self._rows = 0
         self.found = [(np.empty(0, np.int64), np.empty(0)) for _ in queries]
 
@@ -234,12 +243,12 @@ class Nearest:
                 new = self._candidates(i, rough[i], lengths)
                 yield new, exact_scores(self._name, query, block[new])
 
-    def _candidates(self, i: int, rough: Vectors, lengths: Vectors | None) -> NDArray[np.int64]:
+    def _candidates(self, i: int, rough: Vectors, lengths: Scores | None) -> NDArray[np.int64]:
         """Rows that may be among the best, by scores that are off by the roundings of float32."""
         dim = self._queries.shape[1]
         # |error| <= dim * EPSILON * |a| |b| in whatever order the products are added (Higham, Accuracy and
         # Stability, 3.1); twice for the lengths, twice to be safe; and what is lost below the normal numbers.
-        size = 1.0 if lengths is None else self._lengths[i] * lengths.astype(np.float64)
+        size = 1.0 if lengths is None else self._lengths[i] * lengths
         margin = 4 * (dim + 16) * EPSILON * size + dim * 2.0**-125
         margin = np.where(np.isfinite(rough), margin, np.inf)  # the product is too large for float32
         rough = np.where(np.isfinite(rough), rough, 0)

@@ -21,7 +21,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | N
     """Each as wide as its longest cell: the first to the left, the others to the right if they hold numbers.
 
     A table of more than `columns` columns has its longest texts cut; where that would not do, what is to the
-    right comes below, behind the first column once more.
+    right comes below, behind the first column once more where there is room for it.
     """
     cells = [[one_line(cell, columns) for cell in row] for row in (header, *rows)]
     by_column = list(zip(*cells, strict=True))
@@ -58,22 +58,24 @@ def cut(text: str, columns: int | None) -> str:
 
 def _fitting(widths: Sequence[int], texts: Sequence[int], columns: int) -> list[int]:
     """The widest text is cut first, and several to the same width; if all together cannot fit, so that two
-    always do."""
+    always do. Numbers are not cut: what is left of one is another."""
     fitting = list(widths)
     excess = sum(widths) + GAP * (len(widths) - 1) - columns
     while excess > 0 and (wide := [i for i in texts if fitting[i] > LEAST]):
         fitting[max(wide, key=lambda i: fitting[i])] -= 1
         excess -= 1
-    return fitting if excess <= 0 else [min(w, (columns - GAP) // 2) for w in widths]
+    if excess > 0:
+        fitting = [min(w, (columns - GAP) // 2) if i in texts else w for i, w in enumerate(widths)]
+    return fitting
 
 
 def _parts(widths: Sequence[int], columns: int | None) -> list[list[int]]:
-    """Numbers of the columns that stand side by side; the first is in every part."""
+    """Numbers of the columns that stand side by side; the first is in every part where it finds room."""
     parts = [[0]]
     for i in range(1, len(widths)):
         together = sum(widths[j] + GAP for j in parts[-1]) + widths[i]
-        if columns is not None and together > columns and len(parts[-1]) > 1:
-            parts.append([0])
+        if columns is not None and together > columns:
+            parts.append([0] if widths[0] + GAP + widths[i] <= columns else [])
         parts[-1].append(i)
     return parts
 

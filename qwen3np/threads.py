@@ -50,14 +50,14 @@ class Job(Generic[Workspace]):
 
     workspace: Workspace
 
-    def __init__(self, function: Callable[[Job[Workspace]], Any]) -> None:
+    def __init__(self, function: Callable[[Job[Workspace]], Any], forks: int) -> None:
         self._function: Callable[[Job[Workspace]], Any] | None = function
         self._helpers: list[SimpleQueue[Any]] = []
         self._wake = threading.Lock()
         self._wake.acquire()
-        self._forks = _forks
+        self._forks = forks  # of the threads that it is for
         self.team = new_team()
-        self.done = self.cancelled = False
+        self.started = self.done = self.cancelled = False
         self.advanced = 0
         self.result: Any = None
         self.error: BaseException | None = None
@@ -69,8 +69,10 @@ class Job(Generic[Workspace]):
         self.check()
         ended: SimpleQueue[BaseException | None] = SimpleQueue()
         num_threads = 1 + len(self._helpers)
-        for thread, queue in enumerate(self._helpers, 1):
-            queue.put((kernel, (*arguments, thread, num_threads), ended))
+        # All are made before one is handed over: a thread alone would wait for the others for ever.
+        shares = [(kernel, (*arguments, thread, num_threads), ended) for thread in range(1, num_threads)]
+        for queue, share in zip(self._helpers, shares, strict=True):
+            queue.put(share)
         failures = [_attempt(kernel, (*arguments, 0, num_threads)), *(ended.get() for _ in self._helpers)]
         for failure in failures:
             if failure is not None:
@@ -88,14 +90,15 @@ class Job(Generic[Workspace]):
         self._notify()
 
     def execute(self, helpers: list[SimpleQueue[Any]], workspace: Workspace) -> None:
-        """On the pool's first thread. A job may be handed over twice; it runs once."""
-        if self.done:
-            return
+        """On the pool's first thread."""
+        self.started = True  # before it looks at `cancelled`; `settle` looks at them the other way round
         self._helpers, self.workspace = helpers, workspace
         try:
             self.check()
             assert self._function is not None
             self.result = self._function(self)
+        except Cancelled:
+            pass  # nobody asks; kept, its traceback and this job would keep each other alive, and the weights
         except BaseException as error:
             self.error = error
         self._function = None  # and with it what it holds: a caller may keep the job in a traceback
@@ -108,32 +111,37 @@ class Job(Generic[Workspace]):
         seen = 0
         while not self.done:
             self._wait()
-            if self.advanced > seen:
-                steps, seen = self.advanced - seen, self.advanced
+            if (advanced := self.advanced) > seen:
+                steps, seen = advanced - seen, advanced
                 progress(steps)
         if self.error is not None:
-            raise self.error
+            error, self.error = self.error, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
         if self.advanced > seen:
             progress(self.advanced - seen)
 
-    def settle(self, jobs: SimpleQueue[Any]) -> None:
+    def settle(self) -> None:
         """Wait until no thread works on a cancelled job, whatever strikes meanwhile; raises what struck last.
-
-        It is handed over once more, since an exception may have struck before it was: so it ends."""
+        One that no thread has started, behind the jobs of others or never handed over, never will be."""
         struck = None
         while True:
             try:
                 self.team[STOP] = 1
-                jobs.put(self)
-                while not self.done:
+                while self.started and not self.done:
                     self._wait()
                 break
             except BaseException as error:
                 struck = error
                 if self._forks != _forks:
                     break
-        if struck is not None:
-            raise struck
+        try:
+            if struck is not None:
+                raise struck
+        finally:
+            del struck  # its traceback refers to this frame
 
     def _wait(self) -> None:
         # At most a second at a time: a signal handler may fork, and its child waits for threads it has not.
@@ -176,26 +184,26 @@ class Pool(Generic[Workspace]):
 
         Raises what the function raised. An exception of a signal handler or of `progress` cancels the job,
         and is raised when no thread works on it any more."""
-        jobs = self._started()
-        job: Job[Workspace] = Job(function)
+        crew = self._started()
+        job: Job[Workspace] = Job(function, crew.forks)
         try:
-            jobs.put(job)
+            crew.jobs.put(job)
             job.wait(progress)
         except BaseException:
             job.cancelled = True  # first: whatever strikes from here on, the job ends by itself
-            job.settle(jobs)
+            job.settle()
             raise
         result: Result = job.result
         return result
 
-    def _started(self) -> SimpleQueue[Any]:
+    def _started(self) -> _Crew:
         crew = self._crew
         if crew is None or crew.forks != _forks:
             with _starting:
                 crew = self._crew
                 if crew is None or crew.forks != _forks:
                     self._crew = crew = _Crew(self.num_threads, self._workspace())
-        return crew.jobs
+        return crew
 
 
 class _Crew:
@@ -205,13 +213,22 @@ class _Crew:
         self.forks = _forks
         self.jobs: SimpleQueue[Any] = SimpleQueue()
         helpers: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(num_threads - 1)]
-        weakref.finalize(self, _end, [self.jobs, *helpers], _forks)
+        # Not at the interpreter's exit: functions registered with atexit may still call, and the threads are
+        # daemons.
+        weakref.finalize(self, _end, [self.jobs, *helpers], _forks).atexit = False
         # The threads refer to the queues, not to this object.
         threads = [threading.Thread(target=_lead, args=(self.jobs, helpers, workspace))]
         threads += [threading.Thread(target=_help, args=(queue,)) for queue in helpers]
         for number, thread in enumerate(threads):
             thread.name, thread.daemon = f"qwen3np-{number}", True
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise OSError(
+                    f"thread {number + 1} of {num_threads} cannot be started ({error}): raise the limit on "
+                    "threads or memory (ulimit -u, ulimit -v, a container's pids limit), or set num_threads "
+                    "lower"
+                ) from error
 
 
 def _lead(jobs: SimpleQueue[Any], helpers: list[SimpleQueue[Any]], workspace: Any) -> None:

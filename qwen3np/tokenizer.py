@@ -112,9 +112,10 @@ class Tokenizer:
             saved = self._tokenizer.truncation or {}
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises bare Exception, and panics that are not even that
+        except BaseException as error:
+            # The library raises bare Exception, and panics; another class is that of a signal handler.
+            if type(error) is not Exception and type(error).__name__ != "PanicException":
+                raise
             raise CheckpointError(f"{path}: is not a tokenizer ({error}); download it again") from error
         self._path = path
         # Not the count of tokens: ids may have gaps.
@@ -160,7 +161,7 @@ class Tokenizer:
             short = iter(_encode_batch(tokenizer, [text for text in batch if len(text) <= PIECE]))
             for text in batch:
                 if len(text) > PIECE:
-                    yield _leading_of_pieces(tokenizer, pieces(text), len(text), most)
+                    yield _leading_of_pieces(pieces, text, most)
                 else:
                     ids = next(short)
                     yield Leading(ids[:most], len(ids), True)
@@ -396,18 +397,15 @@ def _encode_batch(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> list[lis
     return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _leading_of_pieces(
-    tokenizer: tokenizers.Tokenizer, pieces: Iterable[str], size: int, most: int
-) -> Leading:
-    """Of a text of `size` characters."""
+def _leading_of_pieces(pieces: Pieces, text: str, most: int) -> Leading:
     ids: list[int] = []
     read = 0
-    for piece in pieces:
-        ids += _encode_batch(tokenizer, [piece])[0]
+    for piece in pieces(text):
+        ids += pieces.ids(piece)
         read += len(piece)
         if len(ids) > most:
             break
-    return Leading(ids[:most], len(ids), read == size)
+    return Leading(ids[:most], len(ids), read == len(text))
 
 
 def _check_text(what: str, text: object) -> None:

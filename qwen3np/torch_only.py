@@ -156,6 +156,8 @@ def accept(
             _check(RULES[name], f"{given}={value!r}", value, where)
         elif name in NESTED:
             raise TypeError(f"{where}: {given} is {type(value).__name__}, expected a dict")
+        elif name in signature(function).parameters:
+            raise TypeError(f"{where}: {given} is an older name of {name}, which is given too: give one")
         else:
             known = [*signature(function).parameters, *RULES, *NESTED, *RENAMED]
             raise TypeError(f"{where}: unknown argument {given!r}{suggestion(given, known)}")

@@ -55,7 +55,13 @@ def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     At 16 tokens a forward pass touches every page once. mmap's default, shared memory, gets no huge pages,
     and a forked child would write into its parent's."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = mmap.mmap(-1, size + FRONT, **PRIVATE)
+    try:
+        memory = mmap.mmap(-1, size + FRONT, **PRIVATE)
+    except OSError as error:
+        raise MemoryError(
+            f"the system refuses {size / 1e9:.2f} GB of memory ({error.strerror}): give the process more, or "
+            "shorten the longest texts (max_seq_length)"
+        ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)

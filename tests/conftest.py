@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import signal
 from pathlib import Path
 
 # NumPy multiplies small matrices here: more threads would only wait for each other.
@@ -17,6 +18,9 @@ from qwen3np import Embedder
 from qwen3np.cli import main
 from qwen3np.numba_backend import PRECISIONS
 from qwen3np.synth import LIKE, synthesize
+
+# A shell's background job ignores SIGINT, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Path and precision of every computation there is: on simd all precisions are the same one.
 ALL_KERNELS = [

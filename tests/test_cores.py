@@ -13,7 +13,7 @@ from qwen3np import Embedder, cores, memory
 from qwen3np.checkpoint import Checkpoint
 from qwen3np.cores import thread_count, usable_cores
 from qwen3np.threads import Pool
-from qwen3np.weights import is_bfloat16, pack
+from qwen3np.weights import allocate, is_bfloat16, pack
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 MAX_V1 = 9223372036854771712  # what version 1 says where there is no limit
@@ -161,6 +161,28 @@ def test_memory_follows_the_control_groups(tmp_path, case):
     assert memory.available_bytes(system(tmp_path, cgroup, mounts, FREE | files)) == megabytes * MB
     swap = {"proc/meminfo": FREE["proc/meminfo"].replace("SwapFree: 0", "SwapFree: 102400")}
     assert memory.available_bytes(system(tmp_path, cgroup, mounts, files | swap)) == (megabytes + 100) * MB
+
+
+@pytest.mark.parametrize(
+    ("limits", "megabytes"),
+    [
+        ("Max address space         838860800            unlimited            bytes", 500),
+        ("Max data size             838860800            unlimited            bytes", 700),
+        ("Max address space         104857600            unlimited            bytes", 0),
+        ("Max address space         unlimited            unlimited            bytes", 1000),
+        ("rubbish", 1000),
+    ],
+)
+def test_memory_follows_the_limits_of_the_process(tmp_path, limits, megabytes):
+    """ulimit -v and ulimit -d, less what is taken of them."""
+    status = "VmSize:   307200 kB\nVmData:   102400 kB"
+    files = FREE | {"proc/self/limits": f"Limit  Soft Limit  Units\n{limits}", "proc/self/status": status}
+    assert memory.available_bytes(system(tmp_path, "0::/", V2, files)) == megabytes * MB
+
+
+def test_a_work_array_that_the_system_refuses():
+    with pytest.raises(MemoryError, match=r"the system refuses .* GB of memory .*max_seq_length"):
+        allocate((2**56,), np.uint8)
 
 
 def test_a_system_that_does_not_tell_its_memory_refuses_nothing(tmp_path, tiny):

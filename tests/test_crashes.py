@@ -26,6 +26,9 @@ SCENARIOS = (
 )
 
 
+MANIFEST = {"run": {}, "info": {}, "rows": 1, "bad": 0, "dim": 1, "replaces": {}}
+
+
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory) -> Path:
     return synthesize(tmp_path_factory.mktemp("models") / "other", "tiny", seed=1)
@@ -112,7 +115,7 @@ def a_link(path: Path, there: Path) -> None:
 
 def a_link_to_a_run(path: Path, there: Path) -> None:
     with work.WorkFolder(there.with_suffix("")) as folder:
-        folder.begin({"replaces": {}})
+        folder.begin(MANIFEST)
     folder.path.rename(there)
     path.symlink_to(there)
 
@@ -129,7 +132,7 @@ def another_program(path: Path, there: Path) -> None:
 
 def a_run_and_more(path: Path, there: Path) -> None:
     with work.WorkFolder(path.with_suffix("")) as folder:
-        folder.begin({"replaces": {}})
+        folder.begin(MANIFEST)
     (path / "thesis.tex").write_text("years")
 
 
@@ -170,8 +173,33 @@ def test_a_file_beside_the_output_that_is_not_of_it_is_left_alone(
     before = tree(tmp_path)
     for texts in [["in.txt"], *([] if "--resume" in options else [["a text"]])]:
         code, _, err = embed(*texts, "--output", "out.npy", *options)
-        assert code == 2 and f"out.npy{suffix}: would be replaced, and is not as qwen3np wrote it" in err
+        assert code == 2 and f"out.npy{suffix}: would be replaced, and " in err and "move it away" in err
+        no_record = "no out.npy.json says that qwen3np wrote it (older versions had none)"
+        assert (no_record if suffix != ".json" and not older else "is not as qwen3np wrote it") in err
         assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["out.npy.json", "out.npy.partial/manifest.json"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        Path.mkdir,
+        lambda path: path.write_text("[" * 10**5),
+        lambda path: path.write_text(json.dumps({"format": work.FORMAT})),
+        lambda path: path.write_text(json.dumps(MANIFEST | {"format": work.FORMAT, "id": "", "dim": "x"})),
+    ],
+    ids=["pipe", "folder", "deep", "short", "wrong"],
+)
+def test_what_is_read_first_may_be_anything(embed, source, tmp_path, name, make):
+    """It is not waited for, no traceback, and left alone."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    make(path)
+    for options in ([], ["--resume"], ["--overwrite"]):
+        code, _, err = embed("in.txt", "--output", "out.npy", *options)
+        assert code == 2 and err.count("\n") == 1 and "move it away" in err
+    assert {p.name for p in path.parent.iterdir()} <= {path.name, "in.txt"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 
 from qwen3np import Embedder, Reranker
 from qwen3np.drop_in import CURES
-from qwen3np.reranker import INSTRUCTION
 
 TEXTS = ["a", "The capital of China is Beijing.", "中国"]
 PAIRS = [("q", text) for text in TEXTS]
@@ -129,7 +128,7 @@ def test_calls_take_sentence_transformers_arguments(embedder, reranker):
     assert [entry["score"] for entry in ranked] == sorted(scores.tolist(), reverse=True)[:2]
     with pytest.raises(TypeError, match="encode: unknown argument 'promt_name'; did you mean"):
         embedder.encode(TEXTS, promt_name="query")
-    with pytest.raises(TypeError, match="encode: unknown argument 'sentences'"):
+    with pytest.raises(TypeError, match="encode: sentences is an older name of inputs, which is given too"):
         embedder.encode(TEXTS, sentences=TEXTS)
     with pytest.raises(TypeError, match="inputs is NoneType"):
         embedder.encode()
@@ -373,26 +372,6 @@ def test_positional_calls_and_prompts_give_their_vectors(tiny):
         np.testing.assert_allclose(ours, theirs, atol=2e-6, err_msg=call)
 
 
-CHAT_TEMPLATE = """
-{%- macro content(role, default) -%}
-{%- set found = messages | selectattr("role", "eq", role) | map(attribute="content") | list -%}
-{{- found[0] if found else default -}}
-{%- endmacro -%}
-<|im_start|>system
-Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note \
-that the answer can only be "yes" or "no".<|im_end|>
-<|im_start|>user
-<Instruct>: {{ content("system", "INSTRUCTION") }}
-<Query>: {{ content("query", "") }}
-<Document>: {{ content("document", "") }}<|im_end|>
-<|im_start|>assistant
-<think>
-
-</think>
-
-{# the newlines above stay #}"""
-
-
 @pytest.mark.hf
 def test_prompts_and_activations_give_their_scores(tiny_reranker, tmp_path):
     """By a chat template that takes the system's message, which a prompt becomes, as the instruction."""
@@ -400,7 +379,6 @@ def test_prompts_and_activations_give_their_scores(tiny_reranker, tmp_path):
 
     _, peer_kind = peers()
     folder = shutil.copytree(tiny_reranker, tmp_path / "m")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("INSTRUCTION", INSTRUCTION))
     (folder / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
     settings = {"prompts": {"law": "Find the law", "none": ""}}
     peer = peer_kind(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}, **settings)

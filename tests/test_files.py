@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from qwen3np.cli import main
 from qwen3np.files import lines, rows
@@ -27,6 +29,7 @@ TEXTS = [
     "  spaces\t",
     "a" * 300,
 ]
+ONES = [1.0] * 96
 IDS = ["a", "b,1", "中", "17", "", "x y"]
 OUTPUTS = [".npy", ".jsonl", ".parquet", ".safetensors"]
 
@@ -44,8 +47,14 @@ def write_input(path: Path, texts, ids=None) -> Path:
             writer.writeheader()
             writer.writerows(records)
     else:
-        pq.write_table(pa.table(columns), path)
+        path.write_bytes(parquet([*columns], [*columns.values()]))
     return path
+
+
+def parquet(names, columns) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table([pa.array(column) for column in columns], names=names), file)
+    return file.getvalue()
 
 
 def read_output(path: Path):
@@ -227,6 +236,9 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.jsonl", b'{"a": "x"}\n', ["--column", "text"], "line 1: has no column 'text'; there are 'a'"),
         ("in.csv", b"a,a\n1,2\n", ["--column", "a"], "two columns have the same name: 'a', 'a'"),
         ("in.csv", b'text\ngood\n"open\nx\n', ["--on-error", "skip"], "line 3: is not CSV (unexpected end"),
+        ("in.txt", b"a\rb\r", [], "in.txt: its lines end in CR, expected LF or CRLF"),
+        ("in.csv", b"id,text\r1,a", [], "in.csv: its lines end in CR, expected LF or CRLF"),
+        ("in.txt", b"caf\xe9 \n", [], "skip leaves bad rows out; a file in another encoding"),
         ("in.txt", b"a\n", ["--column", "text"], "a .txt file has no columns"),
         ("in.jsonl", b'"a"\n', ["--delimiter", ";"], "only .csv and .tsv files have a delimiter"),
         ("in.csv", b"a\n", ["--delimiter", ";;"], "invalid delimiter value: ';;'"),
@@ -244,7 +256,10 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.csv", b"PK\x03\x04" + b"x" * 40, [], "a zip archive or an Excel workbook, expected"),
         ("in.parquet.gz", b"x", [], "the name must end in .txt, .jsonl"),
         ("in.txt", b"a\n", ["--dim", "7"], "truncate_dim = 7 must be between 32 and 96"),
-        ("in.parquet", b"PAR1 is not all", [], "arquet"),
+        ("in.parquet", b"PAR1 is not all", [], "in.parquet: cannot be read as Parquet ("),
+        ("in.parquet", parquet(["text"], [["a"]])[:-9], [], "in.parquet: cannot be read as Parquet ("),
+        ("in.parquet", parquet(["text", "text"], [["a"], ["b"]]), [], "two columns have the name 'text'"),
+        ("in.txt", b"a\n", ["-x"], "unrecognized arguments: -x; what begins with \"-\" and is no option"),
         ("in.txt", b"a\n", ["--output", "in.txt"], "the name must end in .npy, .jsonl, .parquet or"),
         ("in.jsonl", b'"a"\n', ["--output", "in.jsonl", "--overwrite"], "in.jsonl: is the input"),
         ("in.txt", b"a\n", ["--output", "missing/out.npy"], "there is no folder missing"),
@@ -452,6 +467,26 @@ def test_search_takes_the_model_from_the_output(embed, model, tiny, tmp_path, ca
         ("c.parquet", lambda p: pq.write_table(pa.table({"a": [1]}), p), [], "no column 'embedding'"),
         ("c.parquet", lambda p: pq.write_table(pa.table({"embedding": [1]}), p), [], "holds int64 [1, 0]"),
         ("c.safetensors", lambda p: p.write_bytes(b"x" * 99), [], "c.safetensors: "),
+        ("c.npy", lambda p: np.savez(open(p, "wb"), x=np.ones(3)), [], "c.npy: "),
+        ("c.npy", lambda p: np.save(p, np.array([{}])), [], "c.npy: "),
+        ("c.jsonl", lambda p: p.write_text("[" * 10**5), [], "c.jsonl: line 1 is not JSON that can be read"),
+        ("c.jsonl", lambda p: p.write_text('{"embedding": []}'), [], "has an embedding of no channels"),
+        ("c.jsonl", lambda p: p.write_text(json.dumps({"embedding": [10**400] * 96})), [], "is too large"),
+        ("c.parquet", lambda p: p.write_bytes(b"PAR1"), [], "c.parquet: cannot be read as Parquet"),
+        ("c.parquet", lambda p: p.write_bytes(parquet(["embedding"], [[None]])), [], "holds null [1, 0]"),
+        (
+            "c.parquet",
+            lambda p: p.write_bytes(parquet(["embedding"] * 2, [[[1.0]], [[2.0]]])),
+            [],
+            "two columns have the name 'embedding'",
+        ),
+        ("c.parquet", lambda p: p.write_bytes(parquet(["embedding"], [[ONES, [1]]])), [], "other lengths"),
+        (
+            "c.safetensors",
+            lambda p: save_file({"embeddings": np.ones((2, 96)), "ids": np.ones(1, int)}, p),
+            [],
+            "holds 2 vectors, but ids I64 [1]",
+        ),
         ("c.txt", lambda p: p.write_bytes(b"x"), [], "the name must end in .npy"),
         ("missing.npy", lambda p: None, [], "there is no such file"),
     ],
@@ -460,7 +495,55 @@ def test_what_search_refuses(embed, tmp_path, name, make, options, reason):
     make(tmp_path / name)
     (tmp_path / "t.txt").write_text("a\nb\n")
     code, out, err = embed(name, "query", *options, command="search")
-    assert (code, out) == (2, "") and reason in err
+    assert (code, out, err.count("\n")) == (2, "", 1) and reason in err and err.count(name) <= 2
+
+
+@pytest.mark.parametrize(
+    "id, text", [(datetime(2026, 1, 2), 5), (b"k", None), (None, "a"), (1.5, ["a"]), (True, True)]
+)
+def test_search_shows_ids_and_texts_of_other_types(embed, tmp_path, id, text):
+    """Of a file that another program wrote."""
+    embedding = [1.0] * 96
+    (tmp_path / "c.parquet").write_bytes(parquet(["id", "text", "embedding"], [[id], [text], [embedding]]))
+    if not isinstance(id, (datetime, bytes)):
+        (tmp_path / "c.jsonl").write_text(json.dumps({"id": id, "text": text, "embedding": embedding}))
+    for file in tmp_path.glob("c.*"):
+        code, out, _ = embed(file.name, "query", "--json", command="search")
+        [found] = json.loads(out)["results"]
+        assert code == 0 and found["id"] == (0 if id is None else id if id is True else str(id))
+        assert found["text"] == (None if text is None else str(text))
+        assert embed(file.name, "query", command="search")[0] == 0
+
+
+def test_no_text_is_computed_for_an_output_that_cannot_be_written(embed, tmp_path, monkeypatch):
+    """Its own name is short enough, that of the folder the work is kept in is not."""
+    monkeypatch.setattr("qwen3np.cli._load", lambda args: pytest.fail("the model was loaded"))
+    name = "x" * 245 + ".npy"
+    code, _, err = embed("a text", "--output", name)
+    assert code == 2 and f"File name too long: '{name}'" in err
+
+
+def test_search_shows_no_text_that_was_not_embedded(embed, tmp_path):
+    """The input has changed: as many rows, with the same ids, but another text."""
+    write_input(tmp_path / "in.txt", TEXTS)
+    assert embed("in.txt", "--output", "out.npy")[0] == 0
+    code, found, err = embed("out.npy", TEXTS[0], "-k", 1, "--json", command="search")
+    assert (code, err) == (0, "") and json.loads(found)["results"][0]["text"] == TEXTS[0]
+    write_input(tmp_path / "in.txt", ["another", *TEXTS[1:]])
+    code, found, err = embed("out.npy", TEXTS[0], "-k", 1, "--json", command="search")
+    assert code == 0 and json.loads(found)["results"][0]["text"] is None
+    assert "in.txt: has changed since it was embedded; --texts names the file" in err
+    code, found, err = embed("out.npy", TEXTS[0], "--texts", "in.txt", command="search")
+    assert code == 0 and "another" in found and "is not the file that was embedded, byte for byte" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode")
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_names_that_are_no_unicode(embed, tmp_path, output):
+    source = write_input(tmp_path / "in\udcff.parquet", TEXTS, IDS)
+    assert embed(source.name, "--output", f"out\udcff{output}")[0] == 0
+    code, found, _ = embed(f"out\udcff{output}", TEXTS[0], "-k", 1, "--json", command="search")
+    assert code == 0 and json.loads(found)["results"][0]["id"] == IDS[0]
 
 
 def test_search_does_not_take_other_texts(embed, tmp_path):

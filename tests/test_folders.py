@@ -252,6 +252,8 @@ def test_a_fine_tunes_own_instruction_is_followed(reranker_copy):
 
 def test_a_fine_tunes_own_length_is_the_default(reranker_copy):
     assert reranker(reranker_copy).max_length == 8192
+    change(reranker_copy, "tokenizer_config.json", model_max_length=200)  # what sentence-transformers saves
+    assert reranker(reranker_copy).max_length == 200
     change(reranker_copy, "sentence_bert_config.json", max_seq_length=300)
     assert reranker(reranker_copy).max_length == 300
     assert reranker(reranker_copy, max_length=400).max_length == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import os
 import pickle
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,8 @@ import numpy as np
 import pytest
 
 from qwen3np import Embedder, Reranker, threads
+from qwen3np.progress import progress_bar
+from qwen3np.synth import synthesize
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
@@ -176,6 +180,29 @@ def test_pickle_carries_the_arguments_and_copies_share_the_weights(tiny, tiny_re
     np.testing.assert_array_equal(other.predict(pairs), reranker.predict(pairs))
 
 
+class Named(Embedder):
+    """A user's subclass, with arguments of its own."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        super().__init__(folder)
+        self.name = name
+
+
+def test_a_relative_folder_is_meant_from_where_the_model_was_loaded(tiny, expected, tmp_path, monkeypatch):
+    """Also where the process is elsewhere by now, and another model has that name there."""
+    os.symlink(tiny, tmp_path / "model")
+    (tmp_path / "elsewhere").mkdir()
+    synthesize(tmp_path / "elsewhere" / "model", seed=1)
+    monkeypatch.chdir(tmp_path)
+    model = Embedder("model")
+    monkeypatch.chdir("elsewhere")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).encode(TEXTS), expected)
+    model.save_pretrained("saved")
+    np.testing.assert_array_equal(Embedder("saved").encode(TEXTS), expected)
+    named = Named("model", tiny)  # a folder has this name; it is not the argument that names the model
+    assert pickle.loads(pickle.dumps(named)).name == "model"
+
+
 class Struck(BaseException):
     """What a signal handler raises: not an Exception, not a KeyboardInterrupt."""
 
@@ -263,6 +290,136 @@ def test_a_signal_handler_and_a_progress_bar_may_call_encode(model, expected):
     assert len(results) > 1
     for result in results:
         np.testing.assert_array_equal(result, expected)
+
+
+def test_a_call_that_waits_behind_others_can_be_left_at_once():
+    """What no thread has started needs no waiting for, and is never run."""
+    pool, release, ended, run = threads.Pool(1), threading.Event(), [], []
+    other = threading.Thread(target=lambda: pool.call(lambda job: ended.append(release.wait(TIMEOUT))))
+    other.start()
+
+    def expire(*_: object) -> None:
+        raise Struck
+
+    before = signal.signal(signal.SIGALRM, expire)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Struck):
+            pool.call(run.append)
+        assert ended == []
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        release.set()
+        other.join()
+    assert pool.call(lambda job: 1) == 1 and run == []
+
+
+def test_a_call_that_was_left_keeps_no_weights_alive(tiny):
+    """Neither the exception nor the cancelled job is in a cycle that only the garbage collector ends."""
+
+    def fail(*_: object) -> None:
+        raise Struck
+
+    gc.collect()
+    gc.disable()
+    try:
+        for how in ("progress", "job"):
+            model = Embedder(tiny)
+            ids = model.tokenize(TEXTS) * 5
+            with pytest.raises(Struck):
+                if how == "progress":
+                    model.backend.encode(ids, batch_size=1, progress=fail)
+                else:
+                    model.backend.pool.call(lambda job, kept=model.backend: fail(kept))
+            backend = weakref.ref(model.backend)
+            del model
+            assert backend() is None, how
+    finally:
+        gc.enable()
+
+
+def test_a_fork_between_two_steps_of_a_call_leaves_no_child_waiting():
+    """A signal handler may fork before the job is handed over: the child has none of the pool's threads."""
+    pool, children = threads.Pool(1), []
+    pool.call(lambda job: None)
+    parent = os.getpid()
+
+    def trace(frame, event, argument):
+        if frame.f_code is threads.Job.__init__.__code__ and not children:
+            children.append(os.fork())
+
+    sys.settrace(trace)
+    try:
+        assert pool.call(lambda job: 1) == 1
+        code = 1
+    except RuntimeError as error:
+        code = 7 if "the process was forked inside a call" in str(error) else 2
+    finally:
+        sys.settrace(None)
+        if os.getpid() != parent:
+            os._exit(code)
+    assert join(children) == [7]
+
+
+ATEXIT = """
+import atexit, sys
+import numpy as np
+atexit.register(lambda: print(np.array_equal(model.encode("a text"), expected)))
+from qwen3np import Embedder
+model = Embedder(sys.argv[1])
+expected = model.encode("a text")
+"""
+
+
+def test_a_function_that_runs_at_exit_may_encode(tiny):
+    """It was registered before the model was loaded: it runs when all that was registered later has run."""
+    command = [sys.executable, "-c", ATEXIT, str(tiny)]
+    done = subprocess.run(command, timeout=TIMEOUT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_where_no_thread_can_be_started(tiny):
+    """One line says so, and a later call works."""
+    pool = threads.Pool(2)
+    threading.stack_size(2**46)  # no system has that much
+    try:
+        with pytest.raises(OSError, match=r"thread 1 of \d+ cannot be started"):
+            pool.call(lambda job: 1)
+        with progress_bar(1, True, "texts") as bar:  # without a clock
+            bar.update()
+    finally:
+        threading.stack_size(0)
+    assert pool.call(lambda job: 1) == 1
+
+
+def raise_when(event: str, function: str, call: Callable[[], object]) -> None:
+    """Run `call`, and raise Timeout at this event (of sys.setprofile) of a function of that name."""
+
+    def profile(frame, happened, argument):
+        name = getattr(argument, "__name__", "") if happened.startswith("c_") else frame.f_code.co_name
+        if (happened, name) == (event, function):
+            sys.setprofile(None)
+            raise TimeoutError("struck")
+
+    sys.setprofile(profile)
+    try:
+        with pytest.raises(TimeoutError, match="struck"):
+            call()
+    finally:
+        sys.setprofile(None)
+
+
+def test_an_exception_of_a_handler_is_raised_as_it_is(tiny):
+    """Not as a message on the file that was being read; nor is a bar's clock left behind."""
+    raise_when("c_call", "from_file", lambda: Embedder(tiny))
+    before = threading.active_count()
+
+    def show() -> None:
+        with progress_bar(1, True, "texts"):
+            pass
+
+    raise_when("return", "start", show)
+    assert threading.active_count() == before
 
 
 STRUCK = """

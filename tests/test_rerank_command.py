@@ -140,7 +140,7 @@ def test_info_says_that_it_is_a_reranker(run):
 @pytest.mark.parametrize(
     "args, stdin, reason",
     [
-        ([], b"", "arguments are required: QUERY"),
+        ([], b"", "arguments are required: QUERY (qwen3np rerank --help)"),
         (["q"], b"", "no text given"),
         (["q", "--documents", "-"], b"good\nb\xffd\n", "stdin, line 2: is not UTF-8"),
         (["q", "--documents", "bad.txt"], b"", "bad.txt, line 2: is not UTF-8"),

@@ -40,7 +40,7 @@ def program(*args: object, cwd: Path, **options) -> subprocess.Popen:
 def test_two_runs_do_not_write_one_output(embed, tmp_path):
     write_input(tmp_path / "in.txt", TEXTS)
     with work.WorkFolder(tmp_path / "out.npy") as folder:
-        folder.begin({"run": {}, "replaces": {}})
+        folder.begin({"run": {}, "info": {}, "rows": 1, "bad": 0, "dim": 1, "replaces": {}})
         for options in ([], ["--resume"], ["--overwrite"]):
             code, _, err = embed("in.txt", "--output", "out.npy", *options)
             assert code == 2 and "another run is writing it" in err
@@ -107,6 +107,30 @@ def test_a_run_interrupted_anywhere_goes_on(embed, tmp_path, monkeypatch, output
         assert found == 0 and {p.name: p.read_bytes() for p in tmp_path.glob("out*")} == whole
         resumed.append("rows were done before" in err)
     assert allowed > 8 and resumed[-1] and not resumed[0]
+
+
+@pytest.mark.parametrize("output", [".npy", ".jsonl", ".parquet", ".safetensors"])
+def test_a_disk_that_is_full_at_any_byte_is_named_and_the_run_goes_on(embed, tmp_path, output):
+    """Also if that is found out when a file is closed. Here no file may be larger than a limit."""
+    resource = pytest.importorskip("resource")
+    write_input(tmp_path / "in.txt", TEXTS)
+    limits, sizes = resource.getrlimit(resource.RLIMIT_FSIZE), range(300, 99999, 700)
+    failed = []
+    for size in sizes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            code, _, err = embed("in.txt", "--output", f"out{output}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if code == 0:
+            break
+        failed.append(err)
+        assert code == 2 and "File too large: '" in err and f"out{output}.partial" in err
+        if (tmp_path / f"out{output}.partial").exists():
+            assert embed("in.txt", "--output", f"out{output}", "--resume")[0] == 0
+            for path in tmp_path.glob("out*"):
+                path.unlink()
+    assert code == 0 and len(failed) > 3
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -167,6 +169,27 @@ def test_search_is_exact_whatever_the_blocks_and_equal_rows_are_equal(name, data
             expected = np.sort(-row)[:top_k]
             tolerance = 3e-7 * np.abs(expected).max() if name != "dot" else 3e-7 * np.abs(row).max()
             np.testing.assert_allclose([-r["score"] for r in found], expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("query, row", [(0, 1e30), (1e25, 1e-30), (1e-30, 1e30), (1e30, 1e30), (1, 1)])
+def test_a_dot_product_search_is_exact_whatever_the_lengths(monkeypatch, query, row, order):
+    """Squares beyond float32, or lost below it, bound no rounding: a zero query has all rows for its best,
+    and nearly equal rows come in the order of float64."""
+    rng = np.random.default_rng(0)
+    base = np.abs(rng.standard_normal(200))
+    corpus = base * (row * (1 + 1e-7 * rng.integers(0, 20, (60, 200))))
+    corpus = np.asarray(np.concatenate([corpus, corpus[:20], 0 * corpus[:5]]), np.float32, order=order)
+    queries = (query * base[None]).astype(np.float32)
+    wide = corpus.astype(np.float64, order="C")
+    scores = np.array([math.fsum(a * b for a, b in zip(queries[0].tolist(), r, strict=True)) for r in wide])
+    with np.errstate(over="ignore"):
+        if np.isfinite(scores.astype(np.float32)).all():
+            scores = scores.astype(np.float32)
+    monkeypatch.setattr(search, "BLOCK_ROWS", 7)
+    [found] = semantic_search(queries, corpus, 12, score_function="dot")
+    np.testing.assert_allclose([r["score"] for r in found], -np.sort(-scores)[:12], rtol=2e-7)
+    assert [r["corpus_id"] for r in found] == np.argsort(-scores, kind="stable")[:12].tolist()
 
 
 @pytest.mark.parametrize("a, b", [(1e30, 1e30), (1e-30, 1e-30), (1e38, 1e-38), (1, 1e-42)])

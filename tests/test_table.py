@@ -40,6 +40,13 @@ def test_what_does_not_fit_is_cut_or_comes_below(columns, expected):
     assert table(["name", "score", "text"], rows, columns).split("\n")[: len(expected)] == expected
 
 
+@pytest.mark.parametrize("terminal", range(11, 60))
+def test_a_number_is_not_cut(terminal):
+    numbers = ["1.54241e-07", "0.999999", "12"]
+    words = table(["score", "corpus_id", "text"], [[n, n, "a text " * 9] for n in numbers], terminal).split()
+    assert [words.count(number) >= 2 for number in numbers] == [True] * 3
+
+
 @pytest.mark.parametrize(
     "text, columns, expected",
     [

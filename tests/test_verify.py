@@ -53,6 +53,23 @@ def test_it_holds_on_every_path(run, tiny, kernel):
     assert "no published value among them" in out.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("tokenizer_config.json", {"truncation_side": "left", "model_max_length": 20}),
+        ("sentence_bert_config.json", {"do_lower_case": True}),
+        ("modules.json", None),
+    ],
+)
+def test_it_holds_for_what_folders_set(run, tiny_copy, name, settings):
+    """A cut of the beginning, lower case, and vectors that are not normalised."""
+    path = tiny_copy / name
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**known, **settings} if settings else known[:2]))
+    code, out, _ = run("--model", tiny_copy, "--backend", "numpy")
+    assert code == 0, bad_rows(out)
+
+
 def test_it_holds_for_the_reading_copy(run, tiny):
     code, out, _ = run("--model", tiny, "--backend", "numpy")
     assert code == 0 and "numpy, the reading copy" in out and out.splitlines()[-1].startswith("HELD")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,10 +21,9 @@ def write_file(path: Path, *parts: bytes | NDArray[Any]) -> None:
     """Write the parts to a file, which appears complete or not at all. An OSError names it."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(partial, "xb") as file:
+        with create(partial, "xb") as file:
             for part in parts:
                 write(file, part)
-            flush(file)
         replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)  # a full disk needs the room
@@ -31,22 +31,24 @@ def write_file(path: Path, *parts: bytes | NDArray[Any]) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def create(path: Path, mode: str = "wb") -> Iterator[Any]:
+    """A file that is written, and then brought to the disk itself: renamed afterwards it is whole even if the
+    power fails. An OSError names it, also where the disk is full when it is closed."""
+    try:
+        with open(path, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
 def write(file: BinaryIO, data: bytes | NDArray[Any]) -> None:
-    """As file.write, whose OSError does not say which file. (ndarray.tofile does not even say that the disk
-    is full.)"""
-    try:
-        file.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from error
-
-
-def flush(file: BinaryIO) -> None:
-    """To the disk itself: a file that is renamed afterwards is whole even if the power fails."""
-    try:
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from error
+    """(ndarray.tofile would not even say that the disk is full.)"""
+    file.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
 
 
 def replace(new: Path, path: Path) -> None:

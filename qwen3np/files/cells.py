@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+NOT_UTF8 = "is not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,21 @@ def kind_of(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
+def parse_json(data: bytes) -> Any:
+    """A value, or Bad."""
+    text = decode(data)
+    if isinstance(text, Bad):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        return Bad(f"is not JSON ({error.msg} at character {error.pos})")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in thousands
+        return Bad(f"is not JSON that can be read ({error})")
+
+
 def decode(data: bytes) -> str | Bad:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        return Bad(f"is not UTF-8 ({error.reason} at byte {error.start})")
+        return Bad(f"{NOT_UTF8} ({error.reason} at byte {error.start})")

@@ -179,11 +179,11 @@ def _nearest(
     queries: Any, corpus: saved.Saved, top_k: int, score_function: str
 ) -> list[list[dict[str, Any]]]:
     nearest = Nearest(as_matrix(queries, "queries"), positive("top_k", top_k), score_function)
-    try:
-        for block in corpus.blocks():
+    for block in corpus.blocks():
+        try:
             nearest.add(block)
-    except ValueError as error:
-        raise corpus.error(error) from error
+        except ValueError as error:
+            raise corpus.error(error) from error
     return [
         [{"corpus_id": int(i), "score": float(s)} for i, s in zip(ids, scores, strict=True)]
         for ids, scores in nearest.found
@@ -195,6 +195,8 @@ def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -
     found = corpus.find(rows)
     count = corpus.count
     if args.texts is not None:
+        if corpus.made_of(args.texts) is False:
+            say(f"{args.texts} is not the file that was embedded, byte for byte: its texts may be others")
         return saved.texts_of(args.texts, args.column, args.id_column, args.delimiter, found, count)
     if any(text is not None for _, text in found.values()):
         return found
@@ -204,6 +206,8 @@ def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -
     else:
         columns = (corpus.info.get("column"), corpus.info.get("id_column"), corpus.info.get("delimiter"))
         try:
+            if corpus.made_of(Path(source)) is False:
+                raise ValueError(f"{source}: has changed since it was embedded")
             return saved.texts_of(Path(source), *columns, found, count)
         except (ValueError, OSError) as error:
             say(f"no texts: {error}; --texts names the file")

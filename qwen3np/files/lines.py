@@ -56,6 +56,11 @@ def lines(file: BinaryIO, name: object) -> Iterator[bytes | Bad]:
             return
         if number < LOOKED_AT:
             check_encoding(line.removesuffix(b"\n"), name, number == 0)
+        if number == 0 and not line.endswith(b"\n") and b"\r" in line.rstrip(b"\r"):
+            # The whole file would be one line, and its texts one text.
+            raise ValueError(
+                f"{name}: its lines end in CR, expected LF or CRLF; convert it: tr '\\r' '\\n' < OLD > NEW"
+            )
         if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
             while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
                 pass

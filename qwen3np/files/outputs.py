@@ -60,11 +60,10 @@ def write_output(path: Path, chunks: Iterable[Chunk], sums: Sums, dim: int, info
     if suffix == ".parquet":
         _write_parquet(path, chunks, sums, dim, info)
         return
-    with open(path, "wb") as file:
+    with atomic.create(path) as file:
         {".npy": _write_npy, ".jsonl": _write_jsonl, ".safetensors": _write_safetensors}[suffix](
             file, chunks, sums, dim, info
         )
-        atomic.flush(file)
 
 
 def json_line(record: dict[str, Any], vector: NDArray[np.float32]) -> str:
@@ -73,18 +72,16 @@ def json_line(record: dict[str, Any], vector: NDArray[np.float32]) -> str:
 
 
 def write_ids(path: Path, chunks: Iterable[Chunk]) -> None:
-    with open(path, "wb") as file:
+    with atomic.create(path) as file:
         for chunk in chunks:
             lines = "".join(json.dumps(id, ensure_ascii=False) + "\n" for id in chunk.ids)
             atomic.write(file, lines.encode())
-        atomic.flush(file)
 
 
 def write_bad_rows(path: Path, bad_rows: Iterable[BadRow]) -> None:
-    with open(path, "wb") as file:
+    with atomic.create(path) as file:
         for bad in bad_rows:
             atomic.write(file, json.dumps(asdict(bad), ensure_ascii=False).encode() + b"\n")
-        atomic.flush(file)
 
 
 def _write_npy(
@@ -142,14 +139,13 @@ def _write_parquet(
     ]
     schema = pa.schema(fields, metadata=dict(info))
     # Dictionaries would hold every vector once more before they are given up.
-    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
-        for chunk in _regrouped(chunks, ROW_GROUP):
-            ids = chunk.ids if sums.int_ids else [str(id) for id in chunk.ids]
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk.vectors.ravel()), dim)
-            columns = [pa.array(ids, fields[0][1]), pa.array(chunk.texts, pa.string()), vectors]
-            writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
-    with open(path, "rb") as file:
-        atomic.flush(file)
+    with atomic.create(path) as file:  # pyarrow takes no name that is not UTF-8
+        with pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
+            for chunk in _regrouped(chunks, ROW_GROUP):
+                ids = chunk.ids if sums.int_ids else [str(id) for id in chunk.ids]
+                vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk.vectors.ravel()), dim)
+                columns = [pa.array(ids, fields[0][1]), pa.array(chunk.texts, pa.string()), vectors]
+                writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
 
 
 def _regrouped(chunks: Iterable[Chunk], rows: int) -> Iterator[Chunk]:

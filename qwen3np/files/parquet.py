@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,39 @@ def pyarrow_parquet(path: Path) -> Any:
         raise ImportError(f"{path}: Parquet needs pyarrow: pip install 'qwen3np[parquet]'") from error
     return pyarrow.parquet
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """An error in reading it names the file, which pyarrow's own do not."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise ValueError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())})") from error
+
+
+def type_of(path: Path, schema: Any, name: str) -> Any:
+    """Of a column that is there. Raises ValueError if it is there twice."""
+    if schema.names.count(name) > 1:
+        raise ValueError(f"{path}: two columns have the name {name!r}; rename one of them")
+    return schema.field(name).type
+
 
 def parquet_rows(path: Path, column: str | None, id_column: str | None) -> Iterator[Row | BadRow]:
     pq = pyarrow_parquet(path)
     import pyarrow as pa
 
-    # Not ahead of time: a row group, read whole, may be larger than the memory.
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+    # Opened here, since pyarrow takes no name that is not UTF-8. Not read ahead of time: a row group, read
+    # whole, may be larger than the memory.
+    options = {"pre_buffer": False, "buffer_size": 1 << 20}
+    with reading(path), open(path, "rb") as opened, pq.ParquetFile(opened, **options) as file:
         schema = file.schema_arrow
         text_column, ids = choose(path, schema.names, column, id_column)
         wanted = [(text_column, True)] + ([] if ids is None else [(ids, False)])
         for name, strings_only in wanted:
-            kind = schema.field(name).type
+            kind = type_of(path, schema, name)
             plain = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (_is_string(pa, plain) or (pa.types.is_integer(plain) and not strings_only)):
                 hint = "strings; name another --column" if strings_only else (

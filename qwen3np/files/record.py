@@ -8,11 +8,12 @@ record does not describe is someone else's, and is never written over.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from .cells import parse_json
 
 FORMAT = "qwen3np output 1"
 
@@ -65,9 +66,10 @@ def states(output: Path) -> dict[str, State | None]:
 
 def read_record(output: Path) -> dict[str, Any] | None:
     """The record of an output, or None where there is none of ours."""
+    path = beside(output, RECORD)
     try:
-        found = json.loads(beside(output, RECORD).read_bytes())
-    except (ValueError, OSError):
+        found = parse_json(path.read_bytes()) if path.is_file() else None  # a pipe would be waited for
+    except OSError:
         return None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         return None
@@ -105,7 +107,9 @@ def check_beside(output: Path, known: Mapping[str, State | None]) -> None:
             suffix == RECORD or (suffix in record["files"] and as_recorded(output, record, [suffix]))
         )
         if not ours or path.is_symlink():
+            why = "is not as qwen3np wrote it"
+            if record is None and suffix != RECORD:
+                why = f"no {beside(output, RECORD).name} says that qwen3np wrote it (older versions had none)"
             raise FileExistsError(
-                f"{path}: would be replaced, and is not as qwen3np wrote it; move it away, or name another "
-                "--output"
+                f"{path}: would be replaced, and {why}; move it away, or name another --output"
             )

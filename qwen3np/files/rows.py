@@ -6,12 +6,11 @@ embedded comes out as a BadRow, and reading goes on behind it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .cells import Bad, BadRow, Row, cell, checked_row, choose, decode, kind_of
+from .cells import Bad, BadRow, Row, cell, checked_row, choose, decode, kind_of, parse_json
 from .delimited import delimited_rows
 from .lines import BOM, check_encoding, format_of, is_packed, lines, open_text
 from .parquet import parquet_rows
@@ -73,7 +72,7 @@ def _jsonl(path: Path, column: str | None, id_column: str | None) -> Iterator[Ro
         with open_text(path) as file:
             for number, line in enumerate(lines(file, path), 1):
                 if isinstance(line, Bad) or line.strip():
-                    yield number, _json(line)
+                    yield number, line if isinstance(line, Bad) else parse_json(line)
 
     return _of_values(path, column, id_column, values())
 
@@ -87,7 +86,7 @@ def _json_array(path: Path, column: str | None, id_column: str | None) -> Iterat
             f"elements one a line: jq -c '.[]' {path.name} > NAME.jsonl"
         )
     check_encoding(data, path)
-    array = _json(data.removeprefix(BOM))
+    array = parse_json(data.removeprefix(BOM))
     if isinstance(array, Bad):
         raise ValueError(f"{path}: {array}; if it holds a value a line, its name must end in .jsonl")
     if not isinstance(array, list):
@@ -113,15 +112,3 @@ def _of_values(
         else:
             bad = value if isinstance(value, Bad) else Bad(f"is {kind_of(value)}, expected an object")
             yield checked_row(row, line, row, bad)
-
-
-def _json(line: bytes | Bad) -> Any:
-    text = line if isinstance(line, Bad) else decode(line)
-    if isinstance(text, Bad):
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        return Bad(f"is not JSON ({error.msg} at character {error.pos})")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in thousands
-        return Bad(f"is not JSON that can be read ({error})")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..tokenizer import CUT
 from . import identity, outputs, record
+from .cells import NOT_UTF8
 from .lines import format_of
 from .publish import SHOWN, check_leftovers, finish, is_staged, stage
 from .rows import BadRow, Row, read_rows
@@ -178,6 +179,7 @@ def save(
 def check_free(output: Path, overwrite: bool) -> None:
     """Raises what `save` would, before anything is computed."""
     with WorkFolder(output) as work:
+        work.check_writable()
         check_leftovers(output, work, overwrite=overwrite)
 
 
@@ -250,7 +252,10 @@ def _survey(job: Job) -> tuple[int, int]:
         raise ValueError(f"{job.source}: is empty: there is no text to embed")
     if bad and job.on_error == "fail":
         found = bad_rows_message(job.source, bad, first)
-        raise ValueError(f"{found}; nothing was computed; --on-error skip leaves bad rows out")
+        cure = "--on-error skip leaves bad rows out"
+        if NOT_UTF8 in found:
+            cure += "; a file in another encoding: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        raise ValueError(f"{found}; nothing was computed; {cure}")
     if bad == rows:
         raise ValueError(f"{bad_rows_message(job.source, bad, first)}; no row is good")
     return rows, bad

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from . import outputs
-from .parquet import pyarrow_parquet
+from .cells import Bad, parse_json
+from .identity import file_digest
+from .parquet import pyarrow_parquet, reading, type_of
 from .record import IDS, RECORD, VECTORS, beside, fingerprint, read_record, sample
 from .rows import Row, read_rows
 
@@ -64,6 +66,11 @@ class Saved:
         """Ids and texts of the vectors with these numbers."""
         raise NotImplementedError
 
+    def made_of(self, source: Path) -> bool | None:
+        """Whether the file has the bytes that were embedded; None where nothing tells, or it is no file."""
+        digest = self.record["run"].get("input") if self.record is not None else None
+        return None if digest is None or not source.is_file() else file_digest(source) == digest
+
     def error(self, reason: object) -> ValueError:
         return ValueError(f"{self.path}: {reason}; search reads what `qwen3np embed --output` wrote")
 
@@ -71,6 +78,14 @@ class Saved:
         if len(shape) != 2 or 0 in shape or dtype not in ("float16", "float32", "float64"):
             raise self.error(f"holds {dtype} {list(shape)}, not vectors of floats")
         self.count, self.dim = shape
+
+    def _found(self, row: int, id: Any, text: Any) -> Found:
+        """Of values that another program may have written."""
+        if id is None:
+            id = row
+        elif not isinstance(id, (int, str)):
+            id = str(id)
+        return id, text if text is None else str(text)
 
     def mixed(self, path: Path) -> str:
         return (
@@ -92,7 +107,10 @@ class Saved:
         with open(path, "rb") as file:
             for number, line in enumerate(file):
                 if number in rows:
-                    found[number] = (json.loads(line), None)
+                    id = parse_json(line)
+                    if isinstance(id, Bad):
+                        raise ValueError(f"{path}, line {number + 1}: {id}")
+                    found[number] = self._found(number, id, None)
         if number + 1 != self.count:
             raise self.error(
                 f"holds {self.count} vectors, but {path.name} {number + 1} ids: it is of another run"
@@ -104,10 +122,10 @@ class Npy(Saved):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            self._vectors = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
+            self._vectors = np.lib.format.open_memmap(path, mode="r")
+        except ValueError as error:
             raise self.error(error) from error
-        self._check(self._vectors.shape, str(self._vectors.dtype))
+        self._check(self._vectors.shape, self._vectors.dtype.name)
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(self._vectors), BLOCK):
@@ -127,7 +145,9 @@ class Safetensors(Saved):
             raise self.error(error) from error
         self.info = self._file.metadata() or {}
         shape = tuple(self._vectors.get_shape())
-        self._check(shape, {"F16": "float16", "F32": "float32"}.get(self._vectors.get_dtype(), "other"))
+        names = {"F16": "float16", "F32": "float32", "F64": "float64"}
+        dtype = self._vectors.get_dtype()
+        self._check(shape, names.get(dtype, dtype))
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         for start in range(0, self.count, BLOCK):
@@ -138,6 +158,8 @@ class Safetensors(Saved):
         if "ids" not in self._file.keys():  # noqa: SIM118 (a safe_open is no dict)
             return self._ids(rows)
         ids = self._file.get_slice("ids")
+        if ids.get_shape() != [self.count] or ids.get_dtype() != "I64":
+            raise self.error(f"holds {self.count} vectors, but ids {ids.get_dtype()} {ids.get_shape()}")
         return {row: (int(ids[row : row + 1][0]), None) for row in rows}
 
 
@@ -148,16 +170,17 @@ class Jsonl(Saved):
         if first is None:
             raise self.error("is empty")
         self.dim = len(first["embedding"])
+        if self.dim == 0:
+            raise self.error("line 1 has an embedding of no channels")
 
     def _records(self) -> Iterator[dict[str, Any]]:
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
-                try:
-                    record = json.loads(line)
-                    if not isinstance(record["embedding"], list):
-                        raise TypeError("the embedding is no array")
-                except (ValueError, TypeError, KeyError) as error:
-                    raise self.error(f"line {number} has no embedding ({error})") from error
+                record = parse_json(line)
+                if isinstance(record, Bad):
+                    raise self.error(f"line {number} {record}")
+                if not isinstance(record, dict) or not isinstance(record.get("embedding"), list):
+                    raise self.error(f"line {number} has no embedding: expected an object with such an array")
                 yield record
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
@@ -169,11 +192,17 @@ class Jsonl(Saved):
                 raise self.error(f"line {number} has an embedding that is not all numbers")
             waiting.append(record["embedding"])
             if len(waiting) == BLOCK:
-                yield np.array(waiting, np.float32)
+                yield self._matrix(waiting)
                 waiting = []
         if waiting:
-            yield np.array(waiting, np.float32)
+            yield self._matrix(waiting)
         self.count = number
+
+    def _matrix(self, rows: list[list[float]]) -> NDArray[np.float32]:
+        try:
+            return np.array(rows, np.float32)
+        except OverflowError as error:  # an integer of hundreds of digits
+            raise self.error(f"holds a number that is too large ({error})") from error
 
     def find(self, rows: Collection[int]) -> dict[int, Found]:
         found: dict[int, Found] = {}
@@ -181,7 +210,7 @@ class Jsonl(Saved):
             for number, line in enumerate(file):
                 if number in rows:
                     record = json.loads(line)
-                    found[number] = (record.get("id", number), record.get("text"))
+                    found[number] = self._found(number, record.get("id"), record.get("text"))
         return found
 
 
@@ -189,21 +218,23 @@ class Parquet(Saved):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         pq = pyarrow_parquet(path)
-        self._file = pq.ParquetFile(path, pre_buffer=False)
-        schema = self._file.schema_arrow
-        if "embedding" not in schema.names:
-            raise self.error(f"has no column 'embedding'; there are {', '.join(map(repr, schema.names))}")
-        kind = schema.field("embedding").type
-        first = next(self._file.iter_batches(batch_size=1, columns=["embedding"]), None)
-        length = 0 if first is None or kind.num_fields != 1 else len(first.column(0)[0])
+        with reading(path):
+            # Opened here: pyarrow takes no name that is not UTF-8.
+            self._file = pq.ParquetFile(open(path, "rb"), pre_buffer=False)  # noqa: SIM115 (used until the end)
+            schema = self._file.schema_arrow
+            if "embedding" not in schema.names:
+                raise self.error(f"has no column 'embedding'; there are {', '.join(map(repr, schema.names))}")
+            self._columns = [name for name in ("id", "text") if name in schema.names]
+            kind, *_ = (type_of(path, schema, name) for name in ("embedding", *self._columns))
+            first = next(self._file.iter_batches(batch_size=1, columns=["embedding"]), None)
+        length = 0 if first is None or kind.num_fields != 1 else len(first.column(0)[0].as_py() or ())
         names = {"float": "float32", "double": "float64", "halffloat": "float16"}
         value = str(kind.value_type) if kind.num_fields == 1 else str(kind)
         self._check((self._file.metadata.num_rows, length), names.get(value, value))
-        self._columns = [name for name in ("id", "text") if name in schema.names]
         self.info = {k.decode(): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        for batch in self._file.iter_batches(batch_size=BLOCK, columns=["embedding"]):
+        for batch in self._batches(["embedding"]):
             flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
             if len(flat) != len(batch) * self.dim:
                 raise self.error(f"has embeddings of other lengths than {self.dim}, the first one's")
@@ -212,13 +243,17 @@ class Parquet(Saved):
     def find(self, rows: Collection[int]) -> dict[int, Found]:
         found: dict[int, Found] = {}
         first = 0
-        for batch in self._file.iter_batches(batch_size=BLOCK, columns=self._columns):
+        for batch in self._batches(self._columns):
             for row in rows:
                 if first <= row < first + len(batch):
                     cells = {name: batch.column(name)[row - first].as_py() for name in self._columns}
-                    found[row] = (cells.get("id", row), cells.get("text"))
+                    found[row] = self._found(row, cells.get("id"), cells.get("text"))
             first += len(batch)
         return found
+
+    def _batches(self, columns: list[str]) -> Iterator[Any]:
+        with reading(self.path):
+            yield from self._file.iter_batches(batch_size=BLOCK, columns=columns)
 
 
 def texts_of(

@@ -27,12 +27,14 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from numpy.typing import NDArray
 
 from .atomic import replace, sync_folder, write_file
-from .rows import BadRow
+from .cells import BadRow, parse_json
 
 FORMAT = "qwen3np work 1"
 OURS = re.compile(  # the names of all files that a run makes in its folder, half-written ones among them
     r"\.?(manifest\.json|\d{8}\.chunk|new\.[a-z.]+)(\.[0-9a-f]{8}\.tmp)?|lock(\..*)?|\.filelock-.*"
 )
+# What a manifest says from the start. The entries "sums", "first_bad_rows" and "files" come in the last step.
+ENTRIES = {"id": str, "run": dict, "info": dict, "rows": int, "bad": int, "dim": int, "replaces": dict}
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # Lustre, DBFS and others
 
 
@@ -94,12 +96,7 @@ class WorkFolder:
     def check_writable(self) -> None:
         """Raises OSError where `begin` would, which may come after hours of reading and loading."""
         if self.manifest is None:
-            tried = self._hidden()
-            try:
-                tried.mkdir()
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self.output)) from error
-            tried.rmdir()
+            self._make_hidden().rmdir()
 
     def begin(self, manifest: dict[str, Any]) -> None:
         """A run begins; what an older one left is gone."""
@@ -109,8 +106,7 @@ class WorkFolder:
             self._delete(keep=("manifest.json", "lock"))
             return
         # The folder appears together with its manifest: an empty one is someone else's.
-        new = self._hidden()
-        new.mkdir()
+        new = self._make_hidden()
         try:
             write_file(new / "manifest.json", _json(manifest))
             if os.path.lexists(self.path):
@@ -219,6 +215,15 @@ class WorkFolder:
     def _hidden(self) -> Path:
         return self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
 
+    def _make_hidden(self) -> Path:
+        """A new folder. An OSError names the output, which the user knows."""
+        new = self._hidden()
+        try:
+            new.mkdir()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.output)) from error
+        return new
+
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_file(self.path / "manifest.json", _json(manifest))
         self.manifest = manifest
@@ -286,12 +291,18 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         if path.is_symlink() or not path.is_dir():
             raise ValueError("is not a folder")
-        found = json.loads((path / "manifest.json").read_bytes())
+        if not (path / "manifest.json").is_file():
+            raise ValueError("there is no manifest.json")
+        found = parse_json((path / "manifest.json").read_bytes())
         if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise ValueError("manifest.json is of another format")
-    except (ValueError, FileNotFoundError) as error:
-        reason = "there is no manifest.json" if isinstance(error, FileNotFoundError) else error
-        raise FileExistsError(f"{path}: is not what qwen3np left of a run ({reason}); {advice}") from error
+            raise ValueError("manifest.json is of another format, or of another version")
+        wrong = [name for name, kind in ENTRIES.items() if not isinstance(found.get(name), kind)]
+        if wrong:
+            raise ValueError(f"manifest.json has no {wrong[0]!r}, or not as it was written")
+    except ValueError as error:
+        raise FileExistsError(
+            f"{path}: is not what this version of qwen3np left of a run ({error}); {advice}"
+        ) from error
     others = sorted(entry.name for entry in path.iterdir() if not OURS.fullmatch(entry.name))
     if others:
         raise FileExistsError(f"{path}: holds {others[0]!r}, which is not of a run; {advice}")
