@@ -30,9 +30,12 @@ READING_ORDER = {
     "kernels/attention.py": "attention without an S x S matrix",
     "kernels/norm.py": "RMSNorm and RoPE",
     "kernels/lanes.py": "sixteen float32 in registers, as a Numba type",
-    "qwen3np/config.py": "config.json, every key used or refused",
+    "qwen3np/threads.py": "the threads that run a kernel side by side, behind a queue of jobs",
+    "qwen3np/config.py": "config.json: keys that would change the computation are refused",
     "qwen3np/checkpoint.py": "safetensors to named, memory-mapped arrays",
+    "qwen3np/folder.py": "every file of a model's folder, and what becomes of it",
     "qwen3np/tokenizer.py": "text to token ids, and the token that is pooled",
+    "qwen3np/pieces.py": "where a long text can be cut without changing an id",
     "qwen3np/embedder.py": "what users call",
     "qwen3np/reranker.py": "the same for rerankers",
     "qwen3np/beginnings.py": "what texts share is computed once",
@@ -94,7 +97,8 @@ def verify() -> str:
         folder = synthesize(Path(temporary) / "tiny", "tiny")
         command = ["qwen3np", "verify", folder.name]
         run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=temporary)
-    tables = [part.splitlines() for part in run.stdout.rstrip().split("\n\n")]
+    printed = run.stdout.replace(f"{folder.parent}/", "").rstrip()
+    tables = [part.splitlines() for part in printed.split("\n\n")]
     short = [t if len(t) <= 9 else [*t[:7], "...", t[-1]] for t in tables]
     return "```\n$ qwen3np verify tiny\n" + "\n\n".join("\n".join(t) for t in short) + "\n```"
 
