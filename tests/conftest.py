@@ -38,6 +38,12 @@ KERNELS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_width(monkeypatch) -> None:
+    """Tables are as wide as they are, whatever the terminal that runs the tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(params=KERNELS)
 def kernel(request, monkeypatch) -> tuple[str, str]:
     """Every instruction path and precision of this machine in turn; QWEN3NP_ISA asks for the path."""
