@@ -87,8 +87,8 @@ class Pieces:
         self._added = [token.content for token in added]
         self._reach = max(map(len, self._added), default=1) - 1
         self.possible = (
-            _state(tokenizer.normalizer) == NORMALIZER
-            and _splits_as_known(_state(tokenizer.pre_tokenizer))
+            state_of(tokenizer.normalizer) == NORMALIZER
+            and _splits_as_known(state_of(tokenizer.pre_tokenizer))
             and not any(token.lstrip or token.rstrip or token.single_word for token in added)
             and all(content.isascii() for content in self._added)
         )
@@ -184,7 +184,7 @@ class Pieces:
         return False
 
 
-def _state(part: Any) -> Any:
+def state_of(part: Any) -> Any:
     """A part of a tokenizer as tokenizer.json has it."""
     return None if part is None else json.loads(part.__getstate__())
 

@@ -67,13 +67,19 @@ def _checked(where: str, text: Any) -> str:
     """Raises TypeError for what is no str and ValueError for what is not valid Unicode."""
     if not isinstance(text, str):
         raise TypeError(f"{where} is {_cure_of_element(text)}")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            surrogate = f"lone surrogate {text[error.start]!r} at character {error.start}"
-            raise ValueError(f"{where} is not valid Unicode: {surrogate}") from None
+    check_unicode(where, text)
     return text
+
+
+def check_unicode(where: str, text: str) -> None:
+    """Raises ValueError for a text that is not valid Unicode."""
+    if text.isascii():  # known of a str, where encoding it copies it
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = f"lone surrogate {text[error.start]!r} at character {error.start}"
+        raise ValueError(f"{where} is not valid Unicode: {surrogate}") from None
 
 
 def _cure_of_element(value: Any) -> str:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from .errors import CheckpointError
-from .pieces import NORMALIZER, PIECE, SPLIT, Pieces
+from .pieces import NORMALIZER, PIECE, SPLIT, Pieces, state_of
+from .texts import check_unicode
 from .tokenizer_config import FLAGS, TokenizerConfig
 
 logger = logging.getLogger("qwen3np")
@@ -305,7 +306,7 @@ class EmbeddingTokenizer(Tokenizer):
         a text that is no str, ValueError for one that is not valid Unicode, and for an empty one where the
         tokenizer appends nothing, with its index.
         """
-        _check_unicode("the prompt", prompt)
+        check_unicode("the prompt", prompt)
         for i, text in enumerate(texts):
             _check_text(f"text {i}", text)
         count = cut or Cut("texts", "max_seq_length", max_length)
@@ -319,8 +320,8 @@ class EmbeddingTokenizer(Tokenizer):
             ids = self.before + self.cut(inner, room) + self.after
             if not ids:
                 raise ValueError(
-                    f"text {len(encoded)} is empty, and this model's tokenizer appends no token whose state "
-                    "could become the vector: leave it out"
+                    f"text {count.texts - 1} is empty, and this model's tokenizer appends no token whose "
+                    "state could become the vector: leave it out"
                 )
             encoded.append(ids)
         if cut is None:
@@ -380,7 +381,7 @@ class RerankerTokenizer(Tokenizer):
         for i, (query, document) in enumerate(pairs):
             _check_text(f"the query of pair {i}", query)
             _check_text(f"the document of pair {i}", document)
-        _check_unicode("the instruction", instruction)
+        check_unicode("the instruction", instruction)
         bodies = [self.BODY.format(instruction=instruction, query=q, document=d) for q, d in pairs]
         around = len(self.system) + len(self.answer)
         count = cut or Cut("pairs", "max_length", max_length)
@@ -411,23 +412,13 @@ def _leading_of_pieces(pieces: Pieces, text: str, most: int) -> Leading:
 def _check_text(what: str, text: object) -> None:
     if not isinstance(text, str):
         raise TypeError(f"{what} is {type(text).__name__}, expected str")
-    _check_unicode(what, text)
+    check_unicode(what, text)
 
 
 def _piece(piece: Any) -> Any:
-    """A normaliser or pre-tokenizer as tokenizer.json has it, without what only moves offsets."""
-    if piece is None:
-        return None
-    value = json.loads(piece.__getstate__())
-    for inner in [value, *value.get("pretokenizers", [])]:
-        inner.pop("trim_offsets", None)
+    """A normaliser or pre-tokenizer without what only moves offsets."""
+    value = state_of(piece)
+    if value is not None:
+        for inner in [value, *value.get("pretokenizers", [])]:
+            inner.pop("trim_offsets", None)
     return value
-
-
-def _check_unicode(what: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} is not valid Unicode: lone surrogate {text[error.start]!r} at character {error.start}"
-        ) from None

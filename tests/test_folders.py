@@ -98,7 +98,9 @@ def reranker(folder: Path, **options: Any) -> Reranker:
 # ---- the token that ends a text
 
 
-def test_a_fine_tune_whose_tokenizer_appends_nothing_pools_its_last_token(tiny_copy, model, warnings):
+def test_a_fine_tune_whose_tokenizer_appends_nothing_pools_its_last_token(
+    tiny_copy, model, warnings, tmp_path
+):
     change(tiny_copy, "tokenizer.json", **NO_END)
     other = embedder(tiny_copy)
     assert other.tokenizer.end_of_text is None
@@ -108,6 +110,12 @@ def test_a_fine_tune_whose_tokenizer_appends_nothing_pools_its_last_token(tiny_c
     assert len(other.encode_query("")) == 96 and not warnings()
     with pytest.raises(ValueError, match="text 1 is empty, and this model's tokenizer appends no token"):
         other.encode(["a", ""])
+    with pytest.raises(ValueError, match="text 300 is empty"):  # behind others of more than one batch
+        other.encode(["a " * 1000] * 300 + [""])
+    (tmp_path / "in.txt").write_text("a\nb\n")
+    files = [str(tmp_path / name) for name in ("in.txt", "out.npy")]
+    assert main(["embed", files[0], "-o", files[1], "-m", str(tiny_copy), "--backend", "numpy"]) == 0
+    np.testing.assert_array_equal(np.load(files[1]), other.encode(["a", "b"]))
 
 
 def test_older_copies_of_the_published_models_are_ended_all_the_same(tiny_copy, model, monkeypatch, warnings):

@@ -123,7 +123,8 @@ def embed_file(
                 raise ValueError(f"{job.output}: {bad} bad rows were to be left out; add --on-error skip")
         model = load()
         prompt = prompt_of(model)
-        dim = len(model.encode("", prompt=prompt, truncate_dim=dim))  # and a wrong one is an error now
+        # A wrong dimension or unsound weights are an error now. (An empty text is one of some tokenizers.)
+        dim = len(model.encode("a", prompt=prompt, truncate_dim=dim))
         run = _run(job, digest) | identity.of_model(model, prompt, dim)
         if known is not None:
             _check_same(job, work, known["run"], run)
