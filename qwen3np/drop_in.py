@@ -14,6 +14,7 @@ from .torch_only import suggestion
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .backends import Backend
     from .checkpoint import Checkpoint
 
 Self = TypeVar("Self", bound="DropIn")
@@ -65,6 +66,8 @@ class DropIn:
     """The base of Embedder and Reranker."""
 
     checkpoint: Checkpoint
+    backend: Backend
+    max_seq_length: Any  # a checked property of each
     _prompts: dict[str, str]
     _default_prompt_name: str | None = None
 
@@ -113,6 +116,14 @@ class DropIn:
     def supports(self, modality: object) -> bool:
         """Whether `modality` is "text"."""
         return modality == "text"
+
+    def get_max_seq_length(self) -> int:
+        """`max_seq_length`, by sentence-transformers' name."""
+        return self.max_seq_length
+
+    def get_backend(self) -> str:
+        """The name of what runs the encoder."""
+        return self.backend.name
 
     def get_model_kwargs(self) -> list[str]:
         """Further arguments of a model's own: none."""

@@ -297,21 +297,13 @@ class Embedder(DropIn, PickledByArguments):
         """Texts -> lists of token ids exactly as `encode` uses them: prompt in front, cut, `<|endoftext|>`
         appended."""
         before = self._prompt_text(prompt_name, prompt, instruction)
-        return self.tokenizer.encode(as_texts(texts, "texts")[0], self.max_seq_length, before)
+        return list(self._ids(as_texts(texts, "texts")[0], before))
 
     def get_embedding_dimension(self) -> int:
         """`dimension`, by sentence-transformers' name."""
         return self.dimension
 
     get_sentence_embedding_dimension = get_embedding_dimension
-
-    def get_max_seq_length(self) -> int:
-        """`max_seq_length`, by sentence-transformers' name."""
-        return self.max_seq_length
-
-    def get_backend(self) -> str:
-        """The name of what runs the encoder."""
-        return self.backend.name
 
     @contextmanager
     def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .cgroups import Group, own_groups, read
 from .checkpoint import Checkpoint
+from .weights import pad
 
 WORK = 128_000_000  # bytes beside the weights: Numba's compiler, the activations of a step
 
@@ -34,7 +35,7 @@ def packed_bytes(checkpoint: Checkpoint, bfloat16: bool) -> int:
     and columns padded to 32."""
     c = checkpoint.config
     D, F, NH, KH = (
-        -(-size // 32) * 32
+        pad(size, 32)
         for size in (
             c.hidden_size,
             c.intermediate_size,

@@ -63,12 +63,13 @@ class NumbaBackend:
         if matmul_precision not in PRECISIONS:
             raise ValueError(f"matmul_precision = {matmul_precision!r} is not one of {', '.join(PRECISIONS)}")
         self.matmul_precision = matmul_precision
-        self.isa = isa.choose(matmul_precision, is_bfloat16(checkpoint))
+        bfloat16 = is_bfloat16(checkpoint)
+        self.isa = isa.choose(matmul_precision, bfloat16)
         self._tiles = self.isa in (isa.AMX, isa.AMX_SPELLED_OUT)
         self._parts = PARTS[matmul_precision] if self._tiles else 1 if self.isa == isa.AVX512_BF16 else 0
         # Tiles stream the weights at the memory's speed with 128 tokens of two parts, and hold those in L2.
         self._block_panels = BLOCK_PANELS // self._parts // 2 * 2 if self._tiles else BLOCK_PANELS
-        self._variant = f"{self.isa}, {'bfloat16' if is_bfloat16(checkpoint) else 'float32'} weights"
+        self._variant = f"{self.isa}, {'bfloat16' if bfloat16 else 'float32'} weights"
         self.config = checkpoint.config
         none = self._beginning(())
         self._new_workspace = partial(Workspace, none)
@@ -78,7 +79,7 @@ class NumbaBackend:
         self._norm = checkpoint.weights().norm
         layers = checkpoint.config.num_hidden_layers
         shown = bar(total=layers, desc="packing weights", unit="layer", delay=2, leave=False)
-        with room_for(checkpoint, is_bfloat16(checkpoint)), shown:
+        with room_for(checkpoint, bfloat16), shown:
             self._weights = pack(checkpoint, self.pool, shown.update, self._tiles)
         arguments, _ = self.pool.call(lambda job: self._arguments(job, [[0]], none, none))
         compile_for(encode, (*arguments, 0, 1), self._variant)

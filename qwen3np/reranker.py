@@ -159,14 +159,6 @@ class Reranker(DropIn, PickledByArguments):
 
     max_seq_length = max_length
 
-    def get_max_seq_length(self) -> int:
-        """`max_length`, by sentence-transformers' name."""
-        return self.max_length
-
-    def get_backend(self) -> str:
-        """The name of what runs the encoder."""
-        return self.backend.name
-
     @property
     def num_labels(self) -> int:
         """Scores of a pair: one."""
