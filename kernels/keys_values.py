@@ -26,9 +26,9 @@ from numba import types
 from numba.extending import overload
 
 from .compiled import inline
-from .lanes import load
+from .lanes import LANE, both, load, splat
 from .norm import norm_and_rope
-from .panels import rest, scatter, scatter_pairs
+from .panels import put_parts, rest, scatter, store_bfloats, store_columns
 from .team import share
 from .tiles import TILE, tiled
 
@@ -84,21 +84,31 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
             groups, parts, steps = keys.shape[1], keys.shape[2], keys.shape[3]
             for lane in range(16):
                 place = np.int64(places[lane])
-                group = (head * groups + place // 32) * parts * steps
-                to_key[lane] = group * 2 * TILE + place % 32 * 32  # a row of one of two tiles
-                group = head * parts * steps * groups + place // 32
-                to_value[lane] = group * 2 * TILE + place % 32  # a column of both
-            for h in range(0, H, 2):
-                even, odd = load(kv, k_at + h * 16), load(kv, k_at + h * 16 + 16)
+                to_key[lane] = (head * groups + place // 32) * parts * steps * 2 * TILE + place % 32 * 32
+            rows = np.empty(3 * TILE, np.uint16)
+            for step in range(steps):
+                for h in range(step * 32, step * 32 + 32, 2):
+                    even = odd = splat(np.float32(0))
+                    if h < H:
+                        even, odd = load(kv, k_at + h * 16), load(kv, k_at + h * 16 + 16)
+                    put_parts(rows, h % 32 * 16, TILE, parts, even, odd)
                 for part in range(parts):
-                    scatter_pairs(keys, to_key, (part * steps + h // 32) * 2 * TILE + h % 32, even, odd)
-                    even, odd = rest(even), rest(odd)
-            for h in range(H):
-                value = load(kv, v_at + h * 16)
-                for part in range(parts):
-                    at = (part * steps + h // 32) * groups * 2 * TILE + h % 32 * 32
-                    scatter(values, to_value, at, value)
-                    value = rest(value)
+                    store_columns(keys, to_key, (part * steps + step) * 2 * TILE, rows, part * TILE)
+            here = load(LANE, 0)
+            lane = 0
+            while lane < 16:  # lanes whose places lie side by side
+                place, end = np.int64(places[lane]), lane + 1
+                while end < 16 and places[end] == place + end - lane and (place + end - lane) % 32 > 0:
+                    end += 1
+                mine = both(here >= splat(np.float32(lane)), here < splat(np.float32(end)))
+                begin = (head * parts * steps * groups + place // 32) * 2 * TILE + place % 32 - lane
+                for h in range(H):
+                    value = load(kv, v_at + h * 16)
+                    for part in range(parts):
+                        at = begin + (part * steps + h // 32) * groups * 2 * TILE + h % 32 * 32
+                        store_bfloats(values, at, value, mine)
+                        value = rest(value)
+                lane = end
 
     else:
         width = 1 if keys.dtype == types.float32 else 2  # rows side by side

@@ -15,6 +15,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -23,6 +24,7 @@ from numba.extending import intrinsic, models, overload, register_model
 from .isa import has_feature
 
 WIDTH = 16
+LANE = np.arange(WIDTH, dtype=np.float32)
 
 i1, i8, i32, i64 = (ir.IntType(n) for n in (1, 8, 32, 64))
 f32 = ir.FloatType()
@@ -160,7 +162,12 @@ def sqrt(typingctx, a):
 
 @intrinsic
 def maximum(typingctx, a, b):
-    return lanes(lanes, lanes), lambda context, b, sig, args: llvm(b, "llvm.maxnum.v16f32", *args)
+    """b where one of them is not a number: so it is one instruction."""
+
+    def codegen(context, b, sig, args):
+        return b.select(b.fcmp_ordered(">", *args), *args)
+
+    return lanes(lanes, lanes), codegen
 
 
 @intrinsic
@@ -171,6 +178,17 @@ def minimum(typingctx, a, b):
 @intrinsic
 def select(typingctx, condition, yes, no):
     return lanes(mask, lanes, lanes), lambda context, b, sig, args: b.select(*args)
+
+
+@intrinsic
+def any_lane(typingctx, condition):
+    """Whether it holds in one lane or more."""
+
+    def codegen(context, b, sig, args):
+        bits = b.bitcast(args[0], ir.IntType(WIDTH))
+        return b.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(mask), codegen
 
 
 @intrinsic
@@ -208,6 +226,46 @@ def exp(typingctx, a):
         return b.select(zero, constant(0.0), b.fmul(y, b.bitcast(bits, v16)))
 
     return lanes(lanes), codegen
+
+
+# 2^r, |r| <= 1/2, to 9e-8, and 1 at 0: fitted to the relative error.
+EXP2_POLYNOMIAL = (1.326472614891827e-3, 9.671512991189957e-3, 5.550733581185341e-2, 2.4022242426872253e-1,
+                   6.931470036506653e-1, 1.0)  # fmt: skip
+ROUND = 1.5 * 2**23  # added, it leaves an integer in the lower bits
+
+
+@intrinsic
+def exp2(typingctx, a):
+    """2^x to 3 ulp for -126 <= x <= 0, exactly 1 at 0; exactly 0 from -127 down, and less than 2^-126 between
+    the two."""
+
+    def codegen(context, b, sig, args):
+        lowest = constant(-127.0)  # 1 with 127 taken from its exponent is 0
+        x = b.select(b.fcmp_ordered(">", args[0], lowest), args[0], lowest)
+        shifted = b.fadd(x, constant(ROUND))
+        r = b.fsub(x, b.fsub(shifted, constant(ROUND)))
+        y = constant(EXP2_POLYNOMIAL[0])
+        for c in EXP2_POLYNOMIAL[1:]:
+            y = llvm(b, "llvm.fma.v16f32", y, r, constant(c))
+        n = b.shl(b.bitcast(shifted, v16i), ir.Constant(v16i, [23] * WIDTH))
+        return b.bitcast(b.add(b.bitcast(y, v16i), n), v16)  # n joins the exponent
+
+    return lanes(lanes), codegen
+
+
+@intrinsic
+def store_lanes(typingctx, array, index, value, mine):
+    """store() of some lanes; the others stay as they are. A lane is 32 bits of the array."""
+
+    def codegen(context, b, sig, args):
+        array, index, value, mine = args
+        at = b.bitcast(pointer(context, b, sig.args[0], array, index), v16.as_pointer())
+        arguments = [value, at, ir.Constant(i32, 4), mine]
+        kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+        b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.masked.store.v16f32.p0"), arguments)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes, mask), codegen
 
 
 def _arithmetic(name: str) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from .compiled import inline
@@ -20,11 +21,15 @@ from .lanes import (
     exp,
     i32,
     lanes,
+    mask,
     pointer,
     round_to_bfloat16,
     splat,
     store,
+    store_lanes,
+    v16,
     v16i,
+    vector_load,
     vector_store,
     widen_bfloat16,
 )
@@ -40,19 +45,15 @@ def silu(x):
 
 
 @intrinsic
-def _store_pairs(typingctx, operand, index, even, odd):
-    """Two rows of lanes as 32 bfloat16, rounded to nearest even, one of each row in turns."""
+def pairs(typingctx, even, odd):
+    """Two rows as 32 bfloat16, rounded to nearest even, one of each row in turns: 32 bits a lane."""
 
     def codegen(context, b, sig, args):
-        operand, index, even, odd = args
-        even, odd = (round_to_bfloat16(b, x) for x in (even, odd))
+        even, odd = (round_to_bfloat16(b, x) for x in args)
         order = ir.Constant(ir.VectorType(i32, 32), [i // 2 + 16 * (i % 2) for i in range(32)])
-        vector_store(
-            b, b.shuffle_vector(even, odd, order), pointer(context, b, sig.args[0], operand, index), 2
-        )
-        return context.get_dummy_value()
+        return b.bitcast(b.shuffle_vector(even, odd, order), v16)
 
-    return types.void(operand, types.intp, lanes, lanes), codegen
+    return lanes(lanes, lanes), codegen
 
 
 @intrinsic
@@ -66,11 +67,33 @@ def rest(typingctx, x):
     return lanes(lanes), codegen
 
 
+@intrinsic
+def rounded(typingctx, x):
+    """The nearest bfloat16, of two the larger in size: two operations on integers, if x is finite."""
+
+    def codegen(context, b, sig, args):
+        bits = b.add(b.bitcast(args[0], v16i), ir.Constant(v16i, [0x8000] * 16))
+        return b.bitcast(b.and_(bits, ir.Constant(v16i, [0xFFFF0000] * 16)), v16)
+
+    return lanes(lanes), codegen
+
+
+@intrinsic
+def pairs_of_rounded(typingctx, even, odd):
+    """pairs() of numbers that are bfloat16 already."""
+
+    def codegen(context, b, sig, args):
+        even, odd = (b.bitcast(x, v16i) for x in args)
+        return b.bitcast(b.or_(odd, b.lshr(even, ir.Constant(v16i, [16] * 16))), v16)
+
+    return lanes(lanes, lanes), codegen
+
+
 @inline
 def put_parts(array, index, step, parts, even, odd):
     """Two rows as bfloat16 pairs at the flat index, each further part `step` behind."""
     for part in range(parts):
-        _store_pairs(array, index + part * step, even, odd)
+        store(array, index + part * step, pairs(even, odd))
         even, odd = rest(even), rest(odd)
 
 
@@ -96,7 +119,35 @@ def _put_rows(operand, panel, row, even, odd):
     else:
 
         def write(operand, panel, row, even, odd):
-            _store_pairs(operand, (panel * operand.shape[1] + row // 2) * 32, even, odd)
+            store(operand, (panel * operand.shape[1] + row // 2) * 32, pairs(even, odd))
+
+    return write
+
+
+def put_lanes(operand, panel, row, even, odd, mine):
+    """put_rows of some lanes; the others stay as they are."""
+
+
+@overload(put_lanes, jit_options={"nogil": True})
+def _put_lanes(operand, panel, row, even, odd, mine):
+    if operand.dtype == types.float32:
+
+        def write(operand, panel, row, even, odd, mine):
+            at = (panel * operand.shape[1] + row) * 16
+            store_lanes(operand, at, even, mine)
+            store_lanes(operand, at + 16, odd, mine)
+
+        return write
+
+    tiles = operand.ndim == 4
+
+    def write(operand, panel, row, even, odd, mine):
+        parts = operand.shape[1] if tiles else 1
+        step = operand[0].size // parts
+        for part in range(parts):
+            at = (panel * parts + part) * step + row // 2 * 32
+            store_lanes(operand, at, pairs(even, odd), mine)
+            even, odd = rest(even), rest(odd)
 
     return write
 
@@ -117,17 +168,42 @@ def scatter(typingctx, array, places, index, value):
 
 
 @intrinsic
-def scatter_pairs(typingctx, array, places, index, even, odd):
-    """A row of bfloat16 pairs becomes a column: lane i's pair goes to array[places[i] + index]."""
+def store_bfloats(typingctx, array, index, value, mine):
+    """Some lanes as bfloat16, side by side; the array's others stay as they are."""
 
     def codegen(context, b, sig, args):
-        array, places, index, even, odd = args
-        order = ir.Constant(ir.VectorType(i32, 32), [i // 2 + 16 * (i % 2) for i in range(32)])
-        pairs = b.shuffle_vector(round_to_bfloat16(b, even), round_to_bfloat16(b, odd), order)
-        _scatter(context, b, sig.args, array, places, index, b.bitcast(pairs, v16i))
+        array, index, value, mine = args
+        value = round_to_bfloat16(b, value)
+        at = b.bitcast(pointer(context, b, sig.args[0], array, index), value.type.as_pointer())
+        arguments = [value, at, ir.Constant(i32, 2), mine]
+        function = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+        b.call(cgutils.get_or_insert_function(b.module, function, "llvm.masked.store.v16i16.p0"), arguments)
         return context.get_dummy_value()
 
-    return types.void(array, places, types.intp, lanes, lanes), codegen
+    return types.void(array, types.intp, lanes, mask), codegen
+
+
+@intrinsic
+def store_columns(typingctx, array, places, index, source, at):
+    """Sixteen rows of pairs, one below the other at source[at], become columns: lane i's 16 pairs go to
+    array[places[i] + index] and behind."""
+
+    def codegen(context, b, sig, args):
+        array, places, index, source, at = args
+        base = pointer(context, b, sig.args[3], source, at)
+        rows = [vector_load(b, b.gep(base, [ir.Constant(i32, 32 * r)]), v16i) for r in range(16)]
+        for s in (1, 2, 4, 8):  # squares of s x s change places
+            upper = ir.Constant(v16i, [i if not i & s else 16 + i - s for i in range(16)])
+            lower = ir.Constant(v16i, [i + s if not i & s else 16 + i for i in range(16)])
+            for r in (r for r in range(16) if not r & s):
+                pair = rows[r], rows[r + s]
+                rows[r], rows[r + s] = b.shuffle_vector(*pair, upper), b.shuffle_vector(*pair, lower)
+        for lane, row in enumerate(rows):
+            place = b.load(pointer(context, b, sig.args[1], places, ir.Constant(index.type, lane)))
+            vector_store(b, row, pointer(context, b, sig.args[0], array, b.add(place, index)))
+        return context.get_dummy_value()
+
+    return types.void(array, places, types.intp, source, types.intp), codegen
 
 
 def _scatter(context, b, kinds, array, places, index, vector):

@@ -52,8 +52,10 @@ class AmxTiles:
     def zero(self, tile: int) -> None:
         self._call("tilezero", ir.Constant(i8, tile))
 
-    def load(self, tile: int, address: Any) -> None:
-        self._call("tileloadd64", ir.Constant(i8, tile), address, ir.Constant(i64, 64))
+    def load(self, tile: int, address: Any, passing: bool = False) -> None:
+        """passing: a hint not to keep it in L1, where what is used again would have to leave."""
+        name = "tileloaddt164" if passing else "tileloadd64"
+        self._call(name, ir.Constant(i8, tile), address, ir.Constant(i64, 64))
 
     def store(self, tile: int, address: Any) -> None:
         self._call("tilestored64", ir.Constant(i8, tile), address, ir.Constant(i64, 64))
@@ -101,7 +103,7 @@ class SpelledOutTiles:
         for row in self._rows(self._tile(tile)):
             vector_store(self.b, constant(0.0), row)
 
-    def load(self, tile: int, address: Any) -> None:
+    def load(self, tile: int, address: Any, passing: bool = False) -> None:
         self._copy(self._tile(tile), address)
 
     def store(self, tile: int, address: Any) -> None:
@@ -160,14 +162,19 @@ def _half(b: Any, pair: Any, half: int, kind: Any) -> Any:
 Tiles: Any = AmxTiles if has_feature("amx-bf16") else SpelledOutTiles
 
 
-def emit_block(b: Any, tiles: Any, panels: int, mode: str, w: Any, x: Any, c: Any, sizes: Any) -> None:
+def emit_block(
+    b: Any, tiles: Any, panels: int, mode: str, passing: bool, w: Any, x: Any, c: Any, sizes: Any
+) -> None:
     """32 rows of W times one or two panels: the eight registers hold 2 x 2 results, 2 x 1 of each operand.
 
     w, x, c: byte addresses. sizes: x_step and c_step, bytes from panel to panel; part_step, bytes from part
-    to part; parts; steps, of 32 k; prefetch, a byte address; lines, of 64 bytes, that every k step asks for
-    from there on. mode "store": C = W x. "continue": C += W x.
+    to part of x; parts; w_part_step and w_parts, the same of W: part i of one meets the first parts - i of
+    the other, since further products are smaller than what is left out; steps, of 32 k; prefetch, a byte
+    address; lines, of 64 bytes, that every k step asks for from there on. mode "store": C = W x. "continue":
+    C += W x.
+    passing: x comes from L2, and is not used again soon.
     """
-    x_step, c_step, part_step, parts, steps, ahead, lines = sizes
+    x_step, c_step, part_step, parts, w_part_step, w_parts, steps, ahead, lines = sizes
 
     def moved(base: Any, *terms: Any) -> Any:
         for step, count in terms:
@@ -178,14 +185,22 @@ def emit_block(b: Any, tiles: Any, panels: int, mode: str, w: Any, x: Any, c: An
     results = {2 * r + p: moved(c, (c_step, p), (1024, r)) for r in range(2) for p in range(panels)}
     for tile, address in results.items():
         tiles.zero(tile) if mode == "store" else tiles.load(tile, address)
-    with cgutils.for_range(b, steps) as k:
-        w_k = moved(w, (2048, k.index))
-        tiles.load(4, w_k)
-        tiles.load(5, moved(w_k, (1024, 1)))
-        with cgutils.for_range(b, parts) as part:
-            x_k = moved(x, (part_step, part.index), (1024, k.index))
+    with cgutils.for_range(b, w_parts) as w_part, cgutils.for_range(b, steps) as k:
+        w_k, x_k = moved(w, (w_part_step, w_part.index), (2048, k.index)), moved(x, (1024, k.index))
+        # Each load next to the product that needs it: four loads first, and the tile unit waits for them.
+        for p in range(panels):
+            if p == 0:
+                tiles.load(4, w_k)
+            tiles.load(6 + p, moved(x_k, (x_step, p)), passing)
+            tiles.multiply(p, 4, 6 + p)
+            if p == 0:
+                tiles.load(5, moved(w_k, (1024, 1)))
+            tiles.multiply(2 + p, 5, 6 + p)
+        left = b.sub(b.sub(parts, ir.Constant(i64, 1)), w_part.index)
+        with cgutils.for_range(b, left) as part:
+            x_part = moved(x_k, (part_step, 1), (part_step, part.index))
             for p in range(panels):
-                tiles.load(6 + p, moved(x_k, (x_step, p)))
+                tiles.load(6 + p, moved(x_part, (x_step, p)), passing)
                 for r in range(2):
                     tiles.multiply(2 * r + p, 4 + r, 6 + p)
         with cgutils.for_range(b, lines) as line:
@@ -197,13 +212,19 @@ def emit_block(b: Any, tiles: Any, panels: int, mode: str, w: Any, x: Any, c: An
         tiles.store(tile, address)
 
 
-def _block(panels: int, mode: str) -> Any:
+def _block(panels: int, mode: str, passing: bool) -> Any:
     """emit_block as a Numba function, on arrays and flat indexes."""
 
     @intrinsic
-    def block(typingctx, w, w_at, x, x_at, x_step, part_step, parts, c, c_at, c_step, steps, ahead, lines):
+    def block(
+        typingctx, w, w_at, w_part_step, w_parts, x, x_at, x_step, part_step, parts, c, c_at, c_step, steps,
+        ahead, lines,
+    ):  # fmt: skip
         def codegen(context, b, sig, args):
-            w, w_at, x, x_at, x_step, part_step, parts, c, c_at, c_step, steps, ahead, lines = args
+            (
+                w, w_at, w_part_step, w_parts, x, x_at, x_step, part_step, parts, c, c_at, c_step, steps,
+                ahead, lines,
+            ) = args  # fmt: skip
 
             def address(i, array, index):
                 return b.bitcast(pointer(context, b, sig.args[i], array, index), Pointer)
@@ -211,15 +232,16 @@ def _block(panels: int, mode: str) -> Any:
             def size(n, itemsize):
                 return b.mul(n, ir.Constant(i64, itemsize))
 
-            sizes = (size(x_step, 2), size(c_step, 4), size(part_step, 2), parts, steps)
+            sizes = (size(x_step, 2), size(c_step, 4), size(part_step, 2), parts)
+            sizes += (size(w_part_step, 2), w_parts, steps)
             emit_block(
-                b, Tiles(b), panels, mode, address(0, w, w_at), address(2, x, x_at), address(7, c, c_at),
-                (*sizes, address(0, w, ahead), lines),
+                b, Tiles(b), panels, mode, passing, address(0, w, w_at), address(4, x, x_at),
+                address(9, c, c_at), (*sizes, address(0, w, ahead), lines),
             )  # fmt: skip
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(w, n, x, n, n, n, n, c, n, n, n, n, n), codegen
+        return types.void(w, n, n, n, x, n, n, n, n, c, n, n, n, n, n), codegen
 
     return block
 
@@ -248,28 +270,49 @@ def _state(method: str, text: str) -> Any:
 configure = _state("configure", "Lay out this thread's tile registers.")
 release = _state("release", "Give this thread's tile registers back.")
 
-store_1, store_2 = _block(1, "store"), _block(2, "store")
-continue_1, continue_2 = _block(1, "continue"), _block(2, "continue")
 
+def _multiply(passing: bool) -> Any:
+    store_1, store_2 = _block(1, "store", passing), _block(2, "store", passing)
+    continue_1, continue_2 = _block(1, "continue", passing), _block(2, "continue", passing)
 
-@inline
-def multiply_tiles(fresh, w, w_at, steps, x, x_at, x_step, part_step, parts, panels, c, c_at, c_step, lines):
-    """C[p] (+)= 32 rows of W times panels p of x: sums over `steps` times 32 k. `fresh`: C is not read.
+    @inline
+    def multiply(
+        fresh, w, w_at, w_part_step, w_parts, steps, x, x_at, x_step, part_step, parts, panels, c, c_at,
+        c_step, lines,
+    ):  # fmt: skip
+        """C[p] (+)= 32 rows of W times panels p of x: sums over `steps` times 32 k. `fresh`: C is not read.
 
-    Flat indexes; c_step from panel to panel, a panel's 32 rows one below the other.
-    """
-    for p in range(0, panels, 2):
-        x_p, c_p = x_at + p * x_step, c_at + p * c_step
-        ahead = w_at + steps * 2 * TILE + p // 2 * lines * steps * 32
-        if p + 1 < panels:
-            if fresh:
-                store_2(w, w_at, x, x_p, x_step, part_step, parts, c, c_p, c_step, steps, ahead, lines)
+        Flat indexes; c_step from panel to panel, a panel's 32 rows one below the other.
+        """
+        for p in range(0, panels, 2):
+            x_p, c_p = x_at + p * x_step, c_at + p * c_step
+            ahead = w_at + steps * 2 * TILE + p // 2 * lines * steps * 32
+            if p + 1 < panels:
+                if fresh:
+                    store_2(
+                        w, w_at, w_part_step, w_parts, x, x_p, x_step, part_step, parts, c, c_p, c_step,
+                        steps, ahead, lines,
+                    )  # fmt: skip
+                else:
+                    continue_2(
+                        w, w_at, w_part_step, w_parts, x, x_p, x_step, part_step, parts, c, c_p, c_step,
+                        steps, ahead, lines,
+                    )  # fmt: skip
+            elif fresh:
+                store_1(
+                    w, w_at, w_part_step, w_parts, x, x_p, x_step, part_step, parts, c, c_p, c_step, steps,
+                    ahead, lines,
+                )  # fmt: skip
             else:
-                continue_2(w, w_at, x, x_p, x_step, part_step, parts, c, c_p, c_step, steps, ahead, lines)
-        elif fresh:
-            store_1(w, w_at, x, x_p, x_step, part_step, parts, c, c_p, c_step, steps, ahead, lines)
-        else:
-            continue_1(w, w_at, x, x_p, x_step, part_step, parts, c, c_p, c_step, steps, ahead, lines)
+                continue_1(
+                    w, w_at, w_part_step, w_parts, x, x_p, x_step, part_step, parts, c, c_p, c_step, steps,
+                    ahead, lines,
+                )  # fmt: skip
+
+    return multiply
+
+
+multiply_tiles, multiply_passing = _multiply(False), _multiply(True)
 
 
 @inline
@@ -281,7 +324,7 @@ def rows_of_tiles(w, n, x, panels, c, c_at, c_step):
     lines = LINES // max(1, (panels + 1) // 2)
     for k in range(0, steps, K_BLOCK):
         w_at = (n * steps + k) * 2 * TILE
-        multiply_tiles(
-            k == 0, w, w_at, min(K_BLOCK, steps - k), x, k * TILE, parts * part_step, part_step, parts,
+        multiply_passing(
+            k == 0, w, w_at, 0, 1, min(K_BLOCK, steps - k), x, k * TILE, parts * part_step, part_step, parts,
             panels, c, c_at, c_step, lines,
         )  # fmt: skip

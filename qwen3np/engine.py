@@ -71,7 +71,7 @@ def attention(
     barrier(team, num_threads)
     attention_kernel.attention(
         work.q, panels, first_panel, work.keys, work.values, group, head_dim, stream.starts, stream.segments,
-        stream.places, work.attended, work.scratch[thread], team,
+        stream.places, work.attended, work.scratch[thread], team, num_threads,
     )  # fmt: skip
     barrier(team, num_threads)
     matmul_add(

@@ -107,7 +107,7 @@ def test_exp_and_silu():
 
 @njit
 def run_round(even, odd, pairs):
-    panels._store_pairs(pairs, 0, lanes.load(even, 0), lanes.load(odd, 0))
+    lanes.store(pairs, 0, panels.pairs(lanes.load(even, 0), lanes.load(odd, 0)))
 
 
 def test_rounding_to_bfloat16():
