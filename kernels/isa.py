@@ -40,6 +40,11 @@ def has_feature(name: str) -> bool:
     return features().get(name, False)
 
 
+def zen() -> bool:
+    """AMD's Zen, whose vector units can do other things beside two multiply-adds a cycle."""
+    return binding.get_host_cpu_name().startswith("znver")
+
+
 @cache
 def amx_granted() -> bool:
     """Whether this process may use the tile registers. Linux gives their 8 KB of state on request, once for
@@ -104,5 +109,5 @@ def choose(matmul_precision: str, bfloat16: bool = True) -> str:
         return AMX
     if matmul_precision != "medium":
         return SIMD
-    fast = has_feature("avx512bf16") and binding.get_host_cpu_name().startswith("znver")
+    fast = has_feature("avx512bf16") and zen()
     return AVX512_BF16 if fast or asked == AVX512_BF16 else SIMD

@@ -24,7 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from .compiled import inline
-from .isa import has_feature
+from .isa import has_feature, zen
 from .lanes import (
     broadcast,
     f32,
@@ -35,6 +35,8 @@ from .lanes import (
     load,
     pointer,
     store,
+    v16,
+    v16i,
     v32b,
     vector_load,
     vector_store,
@@ -264,7 +266,75 @@ def kind_of(w: Any, x: Any) -> str:
     return "pairs" if x.dtype == types.float32 else "dot"
 
 
-def matmul(w, x, y, y_panel, panels, thread, num_threads):
+# Intel's AVX-512 widens on the two ports of its multiply-adds: 126 to 140 GFLOP/s in registers, 187 from
+# float32 (Sapphire Rapids, two threads). There, from WIDEN_FROM panels on, 16 rows of W are widened once for
+# up to WIDEN_FOR panels: a fiftieth of their work. AMD has other ports for it, and loses 8 % to the traffic.
+WIDENS = has_feature("avx512f") and not zen()
+WIDEN_FROM, WIDEN_FOR = 3, 6
+
+
+@intrinsic
+def widen_pairs(typingctx, w, w_at, wide, at):
+    """Two rows of float32 of sixteen bfloat16 pairs."""
+
+    def codegen(context, b, sig, args):
+        w, w_at, wide, at = args
+        pairs = vector_load(b, pointer(context, b, sig.args[0], w, w_at), v16i)
+        even = b.shl(pairs, ir.Constant(v16i, [16] * 16))
+        odd = b.and_(pairs, ir.Constant(v16i, [0xFFFF0000] * 16))
+        for row, bits in enumerate((even, odd)):
+            place = b.add(at, ir.Constant(i64, 16 * row))
+            vector_store(b, b.bitcast(bits, v16), pointer(context, b, sig.args[2], wide, place))
+        return context.get_dummy_value()
+
+    return types.void(w, types.intp, wide, types.intp), codegen
+
+
+def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
+    """A kernel function for the Numba types of W and x: 16 rows of W, tile n, times `panels` panels of x, at
+    flat indexes. scratch: float32 values for 16 rows of W, from wide_at on."""
+    multiply = product(mode, kind_of(w, x))
+
+    @inline
+    def in_registers(w, n, x, x_at, x_step, y, y_at, y_step, panels, scratch, wide_at):
+        steps, tile = w.shape[1], w[0].size
+        p = 0
+        while p < panels:
+            take = panels_at_once(panels - p)
+            x_p, y_p = x_at + p * x_step, y_at + p * y_step
+            multiply(take, w, n * tile, tile // steps, x, x_p, x_step, y, y_p, y_step, steps)
+            p += take
+
+    if kind_of(w, x) != "pairs" or not widens:
+        return in_registers
+    multiply_wide = product(mode, "float32")
+
+    @inline
+    def widened(w, n, x, x_at, x_step, y, y_at, y_step, panels, scratch, wide_at):
+        if panels < WIDEN_FROM:
+            in_registers(w, n, x, x_at, x_step, y, y_at, y_step, panels, scratch, wide_at)
+            return
+        steps = w.shape[1]
+        for k in range(steps):
+            widen_pairs(w, (n * steps + k) * 32, scratch, wide_at + k * 32)
+        p = 0
+        while p < panels:
+            take = panels_at_once(panels - p)
+            x_p, y_p = x_at + p * x_step, y_at + p * y_step
+            multiply_wide(take, scratch, wide_at, 16, x, x_p, x_step, y, y_p, y_step, 2 * steps)
+            p += take
+
+    return widened
+
+
+def panels_together(w: Any, x: Any) -> Any:
+    """How many of the `left` panels pass all rows of W together: what stays in L2 while W streams past."""
+    if kind_of(w, x) == "pairs" and WIDENS:
+        return inline(lambda left: min(WIDEN_FOR, left))
+    return panels_at_once
+
+
+def matmul(w, x, y, y_panel, panels, scratch, thread, num_threads):
     """y[y_panel + p] = W x[p] for p < panels; this thread's share of the rows."""
 
 
@@ -277,36 +347,38 @@ def matmul_swiglu(w, x, y, panels, scratch, thread, num_threads):
     """y[p] = silu(gate x[p]) * (up x[p]), an operand. W holds gate and up in turns, 16 rows of each."""
 
 
-def scratch_size(panels: int) -> int:
-    """float32 values of scratch that a thread needs for `panels` panels at a time: 32 rows of each."""
-    return max(panels, MAX_PANELS) * 2 * TILE
+RESULTS = WIDEN_FOR * 2 * TILE  # float32 values of scratch for 32 rows of each panel
+
+
+def scratch_size(panels: int, K: int) -> int:
+    """float32 values of scratch that a thread needs for `panels` panels of up to K rows at a time."""
+    return max(panels * 2 * TILE, RESULTS + K * ROWS)
 
 
 def _whole(mode: str, w: Any, x: Any) -> Any:
     """All rows of W (this thread's share) times all panels."""
-    multiply = product(mode, kind_of(w, x))
+    multiply, together = rows_times_panels(mode, w, x), panels_together(w, x)
 
-    def whole(w, x, y, y_panel, panels, thread, num_threads):
+    def whole(w, x, y, y_panel, panels, scratch, thread, num_threads):
         first, last = share(w.shape[0], thread, num_threads)
-        steps, tile = w.shape[1], w[0].size
         x_step, y_step = x.shape[1] * x.shape[2], y.shape[1] * 16
         p = 0
-        while p < panels:  # the panels of a block stay in L2 while the weights stream past
-            take = panels_at_once(panels - p)
+        while p < panels:
+            take = together(panels - p)
             for n in range(first, last):
                 y_at = (y_panel + p) * y_step + n * ROWS * 16
-                multiply(take, w, n * tile, tile // steps, x, p * x_step, x_step, y, y_at, y_step, steps)
+                multiply(w, n, x, p * x_step, x_step, y, y_at, y_step, take, scratch, RESULTS)
             p += take
 
     return whole
 
 
 @overload(matmul, jit_options={"nogil": True})
-def _matmul(w, x, y, y_panel, panels, thread, num_threads):
+def _matmul(w, x, y, y_panel, panels, scratch, thread, num_threads):
     if not tiled(w):
         return _whole("store", w, x)
 
-    def whole(w, x, y, y_panel, panels, thread, num_threads):
+    def whole(w, x, y, y_panel, panels, scratch, thread, num_threads):
         first, last = share(w.shape[0], thread, num_threads)
         y_step = y.shape[1] * 16
         configure(w)
@@ -320,10 +392,7 @@ def _matmul(w, x, y, y_panel, panels, thread, num_threads):
 @overload(matmul_add, jit_options={"nogil": True})
 def _matmul_add(w, x, y, y_panel, panels, scratch, thread, num_threads):
     if not tiled(w):
-        whole = inline(_whole("add", w, x))
-        return lambda w, x, y, y_panel, panels, scratch, thread, num_threads: whole(
-            w, x, y, y_panel, panels, thread, num_threads
-        )
+        return _whole("add", w, x)
 
     def add(w, x, y, y_panel, panels, scratch, thread, num_threads):
         first, last = share(w.shape[0], thread, num_threads)
@@ -354,20 +423,19 @@ def _matmul_swiglu(w, x, y, panels, scratch, thread, num_threads):
 
         return swiglu
 
-    multiply = product("store", kind_of(w, x))
+    multiply, together = rows_times_panels("store", w, x), panels_together(w, x)
 
     def whole(w, x, y, panels, scratch, thread, num_threads):
         first, last = share(w.shape[0] // 2, thread, num_threads)
-        steps, tile = w.shape[1], w[0].size
         x_step, s_step = x.shape[1] * x.shape[2], 2 * ROWS * 16
         p = 0
         while p < panels:
-            take = panels_at_once(panels - p)
+            take = together(panels - p)
             for n in range(first, last):
                 for half in range(2):  # gate, then up
-                    w_at, s_at = (2 * n + half) * tile, half * ROWS * 16
+                    s_at = half * ROWS * 16
                     multiply(
-                        take, w, w_at, tile // steps, x, p * x_step, x_step, scratch, s_at, s_step, steps
+                        w, 2 * n + half, x, p * x_step, x_step, scratch, s_at, s_step, take, scratch, RESULTS
                     )
                 put_swiglu(scratch, take, y, p, n)
             p += take

@@ -63,7 +63,7 @@ def attention(
     x, first_panel, panels, stream, layer, w, work, eps, group, head_dim, team, thread, num_threads
 ):
     """x += o_proj(attention(h)): the queries of a block, on keys and values that are there already."""
-    matmul(w.q_proj[layer], work.h, work.q, 0, panels, thread, num_threads)
+    matmul(w.q_proj[layer], work.h, work.q, 0, panels, work.scratch[thread], thread, num_threads)
     barrier(team, num_threads)
     query_heads(
         work.q, panels, first_panel, w.q_norm[layer], eps, stream.cos, stream.sin, thread, num_threads
@@ -96,7 +96,7 @@ def block_keys_values(x, first_panel, panels, stream, layer, w, work, eps, team,
     """h = rms_norm(x), and the layer's keys and values of these tokens."""
     rms_norm(x, first_panel, panels, w.input_layernorm[layer], eps, work.h, thread, num_threads)
     barrier(team, num_threads)
-    matmul(w.kv_proj[layer], work.h, work.kv, 0, panels, thread, num_threads)
+    matmul(w.kv_proj[layer], work.h, work.kv, 0, panels, work.scratch[thread], thread, num_threads)
     barrier(team, num_threads)
     keys_values(
         work.kv, panels, first_panel, w.k_norm[layer], eps, stream.cos, stream.sin, work.keys, work.values,

@@ -271,7 +271,9 @@ class NumbaBackend:
         NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
         group = c.num_attention_heads // c.num_key_value_heads
         D = pad(c.hidden_size, 32)
-        scratch = max(attention.scratch_size(H, group), matmul.scratch_size(self._block_panels))
+        longest = max(D, F, pad(NH, 32))
+        for_matmul = matmul.scratch_size(self._block_panels, longest)
+        scratch = max(attention.scratch_size(H, group), for_matmul)
         fixed = min(panels, self._block_panels)
         kind: Any = np.uint16 if self._parts else np.float32
         key_shape, value_shape = self._key_shapes(

@@ -38,12 +38,12 @@ class Case:
     bytes: float  # of operands, each read once
 
 
-MATMUL_SCRATCH = matmul.scratch_size(64)
+MATMUL_SCRATCH = matmul.scratch_size(64, 12288)
 
 
 @njit(nogil=True)
 def run_matmul(w, x, y, count):
-    matmul.matmul(w, x, y, 0, count, 0, 1)
+    matmul.matmul(w, x, y, 0, count, np.empty(MATMUL_SCRATCH, np.float32), 0, 1)
 
 
 @njit(nogil=True)

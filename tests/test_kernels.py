@@ -16,8 +16,8 @@ from kernel_cases import (
     run_matmul,
     swiglu_case,
 )
-from numba import njit
-from qwen3np.kernels import isa, lanes, panels
+from numba import njit, typeof
+from qwen3np.kernels import isa, lanes, matmul, panels
 
 from qwen3np.synth import to_bfloat16
 
@@ -81,6 +81,29 @@ def test_a_token_is_the_same_bits_whatever_the_block(kind):
         together = np.zeros((count, 32, 16), np.float32)
         run_matmul(w, x[:count].copy(), together, count)
         np.testing.assert_array_equal(together, alone[:count])
+
+
+@pytest.mark.parametrize("K", [64, 320])
+def test_weights_widened_once_give_the_same_bits(K):
+    """What Intel's AVX-512 does with 48 tokens and more."""
+    w = packed(to_bfloat16(random(0, 32, K)), "pairs")
+    x, _ = operand(random(1, 16 * 6, K), "pairs")
+    scratch = np.empty(matmul.scratch_size(6, K), np.float32)
+    results = []
+    for widens in (False, True):
+        multiply = matmul.rows_times_panels("store", typeof(w), typeof(x), widens)
+
+        @njit
+        def run(w, x, y, panels, scratch, multiply=multiply):
+            for n in range(2):
+                multiply(w, n, x, 0, x[0].size, y, n * 256, y[0].size, panels, scratch, matmul.RESULTS)
+
+        for count in range(1, 7):
+            y = np.zeros((count, 32, 16), np.float32)
+            run(w, x[:count].copy(), y, count, scratch)
+            results.append(y)
+    for in_registers, widened in zip(results[:6], results[6:], strict=True):
+        np.testing.assert_array_equal(in_registers, widened)
 
 
 @pytest.mark.parametrize("kind", kinds("float32", "dot", "tiles 1", "tiles 3"))
