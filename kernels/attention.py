@@ -13,9 +13,15 @@ A query panel may hold tokens of several texts. A segment says which: its lanes,
 keys. Keys are taken in chunks counted from the text's first, each chunk's sums are chains over its keys in
 order, and a key that a lane may not see adds an exact zero: where the text stands in the stream changes no
 bit.
+
+A task is one key/value head and up to PANELS panels of queries. A chunk of its keys and values is fetched
+once and serves all of them in turn: scores, softmax, and the weighted sum of values, for the query heads of
+one panel after the other. At 4,096 tokens a panel by itself would wait for the last-level cache.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -27,20 +33,57 @@ from .lanes import LANE, any_lane, both, exp2, fma, load, maximum, select, splat
 from .matmul import kind_of, panels_at_once, product
 from .panels import pairs_of_rounded, put_lanes, put_parts, rounded
 from .team import TASKS, atomic_add
-from .tiles import TILE, configure, multiply_tiles, release, tiled
+from .tiles import TILE, Left, Right, Sums, configure, multiply_tiles, release, tiled
 
 CHUNK = 256  # keys: their scores (16 KB a head) stay in L1, their values in L2
 LOWEST = np.float32(-1e30)  # below any score; with -inf, a lane that sees nothing would compute inf - inf
 MOST = 3  # heads at once
-PANELS = 8  # of queries that take a chunk of keys and values in turn, while it is in L2
+PANELS = 8  # of queries in a task: their sums take 16 KB each at two heads of 128 channels
 PARTS = 3  # of a float32 value, at the most
+LOG2_E = np.float32(1.44269504088896341)
+
+
+class Memory(NamedTuple):
+    """A thread's scratch. `slot` counts the query heads of a task: panel by panel, heads one by one."""
+
+    scores: Any  # [MOST, CHUNK, 16] of the heads at hand; as float32 operands, then their probabilities
+    sums: Any  # [slot, H', 16] of values times probabilities
+    state: Any  # [slot, 2, 16] the largest score times scale, and the sum of probabilities
+    queries: Any  # as operands of uint16: [slot, parts, H/2, 32], H padded to 32
+    probabilities: Any  # as operands of uint16: [heads at once, parts, keys of the chunk / 2, 32]
+
+
+class Chunk(NamedTuple):
+    """Keys of one text, for the queries of one panel."""
+
+    head: int  # of keys and values
+    start: int  # places of the keys
+    stop: int  # a multiple of 32: places from the last key on are seen by no lane
+    seen: int  # the panel's own lanes see all places before
+    fresh: bool  # the text's first chunk
 
 
 def scratch_size(head_dim: int, group: int) -> int:
     """float32 values of scratch that a thread needs."""
     rows = padded(head_dim, tiles=True)
-    query = rows + 2 + PARTS * rows // 2  # the sum of values, the state and the operand of a panel's head
-    return 16 * (MOST * CHUNK + PANELS * group * query + 2 * PARTS * CHUNK // 2)
+    slot = rows + 2 + PARTS * rows // 2
+    return 16 * (MOST * CHUNK + PANELS * group * slot + 2 * PARTS * CHUNK // 2)
+
+
+@inline
+def query_size(head_dim, parts):
+    """bfloat16 values of a query as an operand."""
+    return parts * (-(-head_dim // 32)) * TILE
+
+
+@inline
+def memory(scratch, slots, rows, query):
+    sums = MOST * CHUNK * 16
+    state = sums + slots * rows * 16
+    operands = state + slots * 32
+    queries = scratch[operands:].view(np.uint16)
+    probabilities = queries[slots * query :]
+    return Memory(scratch[:sums], scratch[sums:state], scratch[state:operands], queries, probabilities)
 
 
 def heads_at_once(keys, left):
@@ -76,13 +119,13 @@ def _of_kind(left, float32, parts):
     return lambda left, float32, parts: parts
 
 
-def put_queries(keys, parts, rows, q, at, operands, to):
+def put_query(keys, parts, rows, q, at, operands, to):
     """`rows` float32 rows at q[at] as parts at operands[to], with zeros up to a multiple of 32 rows; nothing
     if keys are float32."""
 
 
-@overload(put_queries, jit_options={"nogil": True})
-def _put_queries(keys, parts, rows, q, at, operands, to):
+@overload(put_query, jit_options={"nogil": True})
+def _put_query(keys, parts, rows, q, at, operands, to):
     if keys.dtype == types.float32:
         return lambda keys, parts, rows, q, at, operands, to: None
 
@@ -97,13 +140,13 @@ def _put_queries(keys, parts, rows, q, at, operands, to):
     return put
 
 
-def put_weights(values, parts, scores, at, operands, to, step, even, odd):
-    """Two keys' probabilities as values are multiplied by: float32 where the scores were, or parts in
-    `operands`."""
+def put_probabilities(values, parts, scores, at, operands, to, step, even, odd):
+    """Those of two keys, as values are multiplied by them: float32 where the scores were, or parts at
+    operands[to], `step` apart."""
 
 
-@overload(put_weights, jit_options={"nogil": True})
-def _put_weights(values, parts, scores, at, operands, to, step, even, odd):
+@overload(put_probabilities, jit_options={"nogil": True})
+def _put_probabilities(values, parts, scores, at, operands, to, step, even, odd):
     if values.dtype == types.float32:
 
         def put(values, parts, scores, at, operands, to, step, even, odd):
@@ -121,56 +164,54 @@ def _put_weights(values, parts, scores, at, operands, to, step, even, odd):
     return put
 
 
-def key_scores(keys, head, start, stop, take, q, q_at, q_step, scores, score_step):
-    """scores[t, j] = q[t] . keys[start + j], for `take` heads; q is an operand."""
+def key_scores(keys, chunk, take, q, q_at, q_step, scores):
+    """scores[t, j] = q[t] . keys[chunk.start + j], for `take` heads; q is an operand."""
 
 
 @overload(key_scores, jit_options={"nogil": True})
-def _key_scores(keys, head, start, stop, take, q, q_at, q_step, scores, score_step):
+def _key_scores(keys, chunk, take, q, q_at, q_step, scores):
     if tiled(keys):
 
-        def products(keys, head, start, stop, take, q, q_at, q_step, scores, score_step):
+        def products(keys, chunk, take, q, q_at, q_step, scores):
             parts, steps = keys.shape[2], keys.shape[3]
             part_step = steps * TILE
-            for j in range(start, stop, 32):
-                k_at = (head * keys.shape[1] + j // 32) * parts * steps * 2 * TILE
-                multiply_tiles(
-                    True, keys, k_at, 2 * part_step, parts, steps, q, q_at, q_step, part_step, parts, take,
-                    scores, (j - start) * 16, score_step, 0,
-                )  # fmt: skip
+            right = Right(q, q_at, q_step, part_step, parts)
+            for j in range(chunk.start, chunk.stop, 32):
+                k_at = (chunk.head * keys.shape[1] + j // 32) * parts * 2 * part_step
+                sums = Sums(scores, (j - chunk.start) * 16, CHUNK * 16)
+                multiply_tiles(True, Left(keys, k_at, 2 * part_step, parts), right, take, sums, steps, 0)
 
         return products
 
     multiply = product("store", kind_of(keys, q))
 
-    def products(keys, head, start, stop, take, q, q_at, q_step, scores, score_step):
+    def products(keys, chunk, take, q, q_at, q_step, scores):
         steps, step = keys.shape[2], keys.shape[3]
-        for j in range(start, stop, 16):
-            k_at = (head * keys.shape[1] + j // 16) * steps * step
-            multiply(take, keys, k_at, step, q, q_at, q_step, scores, (j - start) * 16, score_step, steps)
+        for j in range(chunk.start, chunk.stop, 16):
+            k_at, at = (chunk.head * keys.shape[1] + j // 16) * steps * step, (j - chunk.start) * 16
+            multiply(take, keys, k_at, step, q, q_at, q_step, scores, at, CHUNK * 16, steps)
 
     return products
 
 
-def weigh_values(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_at, o_step):
-    """o[t] (+)= the sum of values[start + j], each times its probability p[t, j], for `take` heads; p is an
-    operand."""
+def weigh_values(values, chunk, take, p, p_at, p_step, sums, sums_at):
+    """sums[t] (+)= the sum of values[chunk.start + j], each times its probability p[t, j], for `take` heads;
+    p is an operand."""
 
 
 @overload(weigh_values, jit_options={"nogil": True})
-def _weigh_values(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_at, o_step):
+def _weigh_values(values, chunk, take, p, p_at, p_step, sums, sums_at):
     if tiled(values):
 
-        def products(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_at, o_step):
-            parts, blocks, steps = values.shape[1], values.shape[2], (stop - start) // 32
-            part_step = steps * TILE
+        def products(values, chunk, take, p, p_at, p_step, sums, sums_at):
+            parts, blocks, steps = values.shape[1], values.shape[2], (chunk.stop - chunk.start) // 32
             v_step = values.shape[3] * 2 * TILE  # of 32 channels
+            right = Right(p, p_at, p_step, steps * TILE, parts)
             for block in range(blocks):
-                v_at = (head * parts * blocks + block) * v_step + start // 32 * 2 * TILE
-                multiply_tiles(
-                    fresh, values, v_at, blocks * v_step, parts, steps, p, p_at, p_step, part_step, parts,
-                    take, o, o_at + block * TILE, o_step, 0,
-                )  # fmt: skip
+                v_at = (chunk.head * parts * blocks + block) * v_step + chunk.start // 32 * 2 * TILE
+                left = Left(values, v_at, blocks * v_step, parts)
+                into = Sums(sums, sums_at + block * TILE, blocks * TILE)
+                multiply_tiles(chunk.fresh, left, right, take, into, steps, 0)
 
         return products
 
@@ -178,120 +219,118 @@ def _weigh_values(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_
     multiply_on = product("continue", kind_of(values, p))
     width = 1 if values.dtype == types.float32 else 2
 
-    def products(values, head, start, stop, take, p, p_at, p_step, fresh, o, o_at, o_step):
-        step, steps = values.shape[3], (stop - start) // width
-        for block in range(values.shape[1]):
-            v_at = ((head * values.shape[1] + block) * values.shape[2] + start // width) * step
-            at = o_at + block * 256
-            if fresh:
-                multiply(take, values, v_at, step, p, p_at, p_step, o, at, o_step, steps)
+    def products(values, chunk, take, p, p_at, p_step, sums, sums_at):
+        step, steps, blocks = values.shape[3], (chunk.stop - chunk.start) // width, values.shape[1]
+        for block in range(blocks):
+            v_at = ((chunk.head * blocks + block) * values.shape[2] + chunk.start // width) * step
+            at = sums_at + block * 256
+            if chunk.fresh:
+                multiply(take, values, v_at, step, p, p_at, p_step, sums, at, blocks * 256, steps)
             else:
-                multiply_on(take, values, v_at, step, p, p_at, p_step, o, at, o_step, steps)
+                multiply_on(take, values, v_at, step, p, p_at, p_step, sums, at, blocks * 256, steps)
 
     return products
 
 
 @inline
-def softmax_chunk(
-    scratch, at, first, stop, seen, places, scale, state, fresh, o_at, rows, values, parts, operands, to
-):
-    """Scores, at `at`, of the keys at places [first, stop) -> probabilities, relative to the largest score so
-    far; the state (largest, sum) and the values summed so far follow it. All lanes see the places before
-    `seen`."""
-    for j in range(max(first, seen), stop):
-        here = at + (j - first) * 16
-        score = select(places >= splat(np.float32(j)), load(scratch, here), splat(LOWEST))
-        store(scratch, here, score)
+def softmax_chunk(mine, t, slot, chunk, places, scale, rows, values, parts):
+    """The scores of head t of those at hand -> probabilities, relative to the largest score so far; its state
+    and its sums follow that. In powers of two: e^(x - y) is 2^(x log2 e - y log2 e), and `scale` holds log2
+    e."""
+    scores, at = mine.scores, t * CHUNK * 16
+    end = at + (chunk.stop - chunk.start) * 16
+    for j in range(max(chunk.start, chunk.seen), chunk.stop):
+        here = at + (j - chunk.start) * 16
+        store(scores, here, select(places >= splat(np.float32(j)), load(scores, here), splat(LOWEST)))
     m0 = m1 = m2 = m3 = splat(LOWEST)
-    end = at + (stop - first) * 16
-    for here in range(at, end, 64):
-        m0, m1 = maximum(load(scratch, here), m0), maximum(load(scratch, here + 16), m1)
-        m2, m3 = maximum(load(scratch, here + 32), m2), maximum(load(scratch, here + 48), m3)
-    before = splat(LOWEST) if fresh else load(scratch, state)
+    for i in range(at, end, 64):
+        m0, m1 = maximum(load(scores, i), m0), maximum(load(scores, i + 16), m1)
+        m2, m3 = maximum(load(scores, i + 32), m2), maximum(load(scores, i + 48), m3)
+    before = splat(LOWEST) if chunk.fresh else load(mine.state, slot * 32)
     largest = maximum(maximum(maximum(m0, m1), maximum(m2, m3)) * scale, before)
     zero = splat(np.float32(0))
     less, even_sum, odd_sum = zero - largest, zero, zero
-    step = (stop - first) * 16
-    for here in range(at, end, 32):
-        even = exp2(fma(load(scratch, here), scale, less))
-        odd = exp2(fma(load(scratch, here + 16), scale, less))
+    part_step = end - at
+    for i in range(0, end - at, 32):
+        even = exp2(fma(load(scores, at + i), scale, less))
+        odd = exp2(fma(load(scores, at + i + 16), scale, less))
         even_sum, odd_sum = even_sum + even, odd_sum + odd
-        put_weights(values, parts, scratch, here, operands, to + here - at, step, even, odd)
+        to = t * parts * part_step + i
+        put_probabilities(values, parts, scores, at + i, mine.probabilities, to, part_step, even, odd)
     total = even_sum + odd_sum
-    if not fresh:
+    if not chunk.fresh:
         shrink = exp2(before - largest)
-        total = total + load(scratch, state + 16) * shrink
-        if any_lane(largest > before):
-            for h in range(o_at, o_at + rows * 16, 16):
-                store(scratch, h, load(scratch, h) * shrink)
-    store(scratch, state, largest)
-    store(scratch, state + 16, total)
-
-
-LOG2_E = np.float32(1.44269504088896341)
+        total = fma(load(mine.state, slot * 32 + 16), shrink, total)
+        if any_lane(largest > before):  # else it is 1 in all
+            for i in range(slot * rows * 16, (slot + 1) * rows * 16, 16):
+                store(mine.sums, i, load(mine.sums, i) * shrink)
+    store(mine.state, slot * 32, largest)
+    store(mine.state, slot * 32 + 16, total)
 
 
 @inline
-def attend(q, p, panels, keys, values, head, group, head_dim, at, starts, segments, places, out, scratch):
-    """The query heads of one key/value head, of `panels` panels of queries from p on. In the stream the first
-    is number `at`."""
-    H, (parts, rows) = head_dim, parts_and_rows(values)
-    scale = splat(LOG2_E / np.sqrt(np.float32(H)))
-    score_step, o_step, x_step = CHUNK * 16, rows * 16, parts * -(-H // 32) * TILE
-    o_at = MOST * score_step
-    state_at = o_at + PANELS * group * o_step
-    operands = scratch[state_at + PANELS * group * 32 :].view(np.uint16)
-    for i in range(panels * group):
-        q_at = ((p + i // group) * q.shape[1] + (head * group + i % group) * H) * 16
-        put_queries(keys, parts, H, q, q_at, operands, i * x_step)
-    s = starts[at]
+def attend_chunk(q, q_at, keys, values, group, head_dim, first_slot, chunk, places, mine):
+    """The query heads of one panel on one chunk. q_at: where they are in q."""
+    (parts, rows), H = parts_and_rows(values), head_dim
+    scale, query = splat(LOG2_E / np.sqrt(np.float32(H))), query_size(H, parts)
+    g = 0
+    while g < group:
+        take, slot = heads_at_once(keys, group - g), first_slot + g
+        x, x_at, x_step = of_kind(keys, (q, q_at + g * H * 16, H * 16), (mine.queries, slot * query, query))
+        key_scores(keys, chunk, take, x, x_at, x_step, mine.scores)
+        for t in range(take):
+            softmax_chunk(mine, t, slot + t, chunk, places, scale, rows, values, parts)
+        p_step = parts * (chunk.stop - chunk.start) * 16
+        p, p_step = of_kind(values, (mine.scores, CHUNK * 16), (mine.probabilities, p_step))
+        weigh_values(values, chunk, take, p, 0, p_step, mine.sums, slot * rows * 16)
+        g += take
+
+
+@inline
+def put_results(mine, first_slot, group, head_dim, rows, lane, next_lane, out, panel, row):
+    """The heads of one panel, of the lanes of one segment, to out from `row` on; other lanes stay."""
+    here = load(LANE, 0)
+    own = both(here >= splat(np.float32(lane)), here < splat(np.float32(next_lane)))
+    for g in range(group):
+        slot = first_slot + g
+        inverse = splat(np.float32(1)) / load(mine.state, slot * 32 + 16)
+        for h in range(0, head_dim, 2):
+            at = (slot * rows + h) * 16
+            even, odd = load(mine.sums, at) * inverse, load(mine.sums, at + 16) * inverse
+            put_lanes(out, panel, row + g * head_dim + h, even, odd, own)
+
+
+@inline
+def attend(q, first, panels, keys, values, head, group, head_dim, at, starts, segments, places, out, scratch):
+    """The query heads of one key/value head, of `panels` panels of queries from `first` on. In the stream the
+    first is number `at`."""
+    H, (parts, rows), row = head_dim, parts_and_rows(values), head * group * head_dim
+    query = query_size(H, parts)
+    mine = memory(scratch, PANELS * group, rows, query)
+    for slot in range(panels * group):
+        q_at = ((first + slot // group) * q.shape[1] + row + slot % group * H) * 16
+        put_query(keys, parts, H, q, q_at, mine.queries, slot * query)
+    s, p = starts[at], 0
     while s < starts[at + panels]:
-        i = 0  # the text's first panel here
-        while starts[at + i + 1] <= s:
-            i += 1
-        first, count = segments[s, 0], 1
-        while i + count < panels and segments[s + count, 0] == first:
+        while starts[at + p + 1] <= s:
+            p += 1
+        count = 1  # panels from p on with queries of this text: a segment each
+        while p + count < panels and segments[s + count, 0] == segments[s, 0]:
             count += 1
-        for chunk in range(first, segments[s + count - 1, 1], CHUNK):
-            for j in range(count):
-                last, lane = segments[s + j, 1], segments[s + j, 2]
-                if chunk >= last:
-                    continue
-                stop = -(-min(chunk + CHUNK, last) // AT_ONCE) * AT_ONCE
-                own = (at + i + j) * 16
-                seen = np.int64(places[at + i + j, lane]) + 1
-                g = 0
-                while g < group:
-                    take = heads_at_once(keys, group - g)
-                    n = (i + j) * group + g
-                    q_at = ((p + i + j) * q.shape[1] + (head * group + g) * H) * 16
-                    x, x_at, xs = of_kind(keys, (q, q_at, H * 16), (operands, n * x_step, x_step))
-                    key_scores(keys, head, chunk, stop, take, x, x_at, xs, scratch, score_step)
-                    p_step = parts * (stop - chunk) * 16
-                    p_at = PANELS * group * x_step
-                    for t in range(take):
-                        softmax_chunk(
-                            scratch, t * score_step, chunk, stop, seen, load(places, own), scale,
-                            state_at + (n + t) * 32, chunk == first, o_at + (n + t) * o_step, rows, values,
-                            parts, operands, p_at + t * p_step,
-                        )  # fmt: skip
-                    y, y_at, ys = of_kind(values, (scratch, 0, score_step), (operands, p_at, p_step))
-                    weigh_values(
-                        values, head, chunk, stop, take, y, y_at, ys, chunk == first, scratch,
-                        o_at + n * o_step, o_step,
-                    )  # fmt: skip
-                    g += take
-        here = load(LANE, 0)
-        for j in range(count):
-            lane, next_lane = np.float32(segments[s + j, 2]), np.float32(segments[s + j, 3])
-            mine = both(here >= splat(lane), here < splat(next_lane))
-            for g in range(group):
-                n = (i + j) * group + g
-                inverse = splat(np.float32(1)) / load(scratch, state_at + n * 32 + 16)
-                for h in range(0, H, 2):
-                    o = o_at + n * o_step + h * 16
-                    even, odd = load(scratch, o) * inverse, load(scratch, o + 16) * inverse
-                    put_lanes(out, p + i + j, (head * group + g) * H + h, even, odd, mine)
+        text, end = segments[s, 0], segments[s + count - 1, 1]
+        for start in range(text, end, CHUNK):
+            for i in range(count):
+                last, lane = segments[s + i, 1], segments[s + i, 2]
+                if start < last:
+                    stop = -(-min(start + CHUNK, last) // AT_ONCE) * AT_ONCE
+                    seen = np.int64(places[at + p + i, lane]) + 1
+                    chunk = Chunk(head, start, stop, seen, start == text)
+                    q_at = ((first + p + i) * q.shape[1] + row) * 16
+                    own = load(places, (at + p + i) * 16)
+                    attend_chunk(q, q_at, keys, values, group, H, (p + i) * group, chunk, own, mine)
+        for i in range(count):
+            lane, next_lane = segments[s + i, 2], segments[s + i, 3]
+            put_results(mine, (p + i) * group, group, H, rows, lane, next_lane, out, first + p + i, row)
         s += count
 
 
@@ -304,19 +343,20 @@ def attention(
     (place of the first key, of the last + 1, first lane, last lane + 1), and the places of its lanes' own
     keys in places[it].
 
-    Some panels of a head are a task, handed out one by one: the cost grows with the place in the sequence.
+    Tasks are handed out one by one, and there are two a thread or more: a panel's cost grows with its place
+    in the sequence.
     """
     heads = keys.shape[0]
     at_once = max(1, min(PANELS, panels * heads // (2 * num_threads)))
-    groups = -(-panels // at_once)
+    tasks = -(-panels // at_once) * heads
     configure(keys)
     while True:
         task = atomic_add(team, TASKS, 1)
-        if task >= groups * heads:
+        if task >= tasks:
             break
-        p, head = (groups - 1 - task // heads) * at_once, task % heads  # the longest first
+        first, head = (tasks - 1 - task) // heads * at_once, task % heads  # the longest first
         attend(
-            q, p, min(at_once, panels - p), keys, values, head, group, head_dim, query_panel + p, starts,
-            segments, places, out, scratch,
+            q, first, min(at_once, panels - first), keys, values, head, group, head_dim, query_panel + first,
+            starts, segments, places, out, scratch,
         )  # fmt: skip
     release(keys)

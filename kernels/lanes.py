@@ -229,8 +229,10 @@ def exp(typingctx, a):
 
 
 # 2^r, |r| <= 1/2, to 9e-8, and 1 at 0: fitted to the relative error.
-EXP2_POLYNOMIAL = (1.326472614891827e-3, 9.671512991189957e-3, 5.550733581185341e-2, 2.4022242426872253e-1,
-                   6.931470036506653e-1, 1.0)  # fmt: skip
+EXP2_POLYNOMIAL = (
+    1.326472614891827e-3, 9.671512991189957e-3, 5.550733581185341e-2, 2.4022242426872253e-1,
+    6.931470036506653e-1, 1.0,
+)  # fmt: skip
 ROUND = 1.5 * 2**23  # added, it leaves an integer in the lower bits
 
 
@@ -251,21 +253,6 @@ def exp2(typingctx, a):
         return b.bitcast(b.add(b.bitcast(y, v16i), n), v16)  # n joins the exponent
 
     return lanes(lanes), codegen
-
-
-@intrinsic
-def store_lanes(typingctx, array, index, value, mine):
-    """store() of some lanes; the others stay as they are. A lane is 32 bits of the array."""
-
-    def codegen(context, b, sig, args):
-        array, index, value, mine = args
-        at = b.bitcast(pointer(context, b, sig.args[0], array, index), v16.as_pointer())
-        arguments = [value, at, ir.Constant(i32, 4), mine]
-        kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
-        b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.masked.store.v16f32.p0"), arguments)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, lanes, mask), codegen
 
 
 def _arithmetic(name: str) -> Any:

@@ -21,12 +21,13 @@ from .lanes import (
     exp,
     i32,
     lanes,
+    load,
     mask,
     pointer,
     round_to_bfloat16,
+    select,
     splat,
     store,
-    store_lanes,
     v16,
     v16i,
     vector_load,
@@ -134,8 +135,8 @@ def _put_lanes(operand, panel, row, even, odd, mine):
 
         def write(operand, panel, row, even, odd, mine):
             at = (panel * operand.shape[1] + row) * 16
-            store_lanes(operand, at, even, mine)
-            store_lanes(operand, at + 16, odd, mine)
+            store(operand, at, select(mine, even, load(operand, at)))
+            store(operand, at + 16, select(mine, odd, load(operand, at + 16)))
 
         return write
 
@@ -146,7 +147,7 @@ def _put_lanes(operand, panel, row, even, odd, mine):
         step = operand[0].size // parts
         for part in range(parts):
             at = (panel * parts + part) * step + row // 2 * 32
-            store_lanes(operand, at, pairs(even, odd), mine)
+            store(operand, at, select(mine, pairs(even, odd), load(operand, at)))
             even, odd = rest(even), rest(odd)
 
     return write

@@ -21,7 +21,7 @@ Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -162,86 +162,104 @@ def _half(b: Any, pair: Any, half: int, kind: Any) -> Any:
 Tiles: Any = AmxTiles if has_feature("amx-bf16") else SpelledOutTiles
 
 
-def emit_block(
-    b: Any, tiles: Any, panels: int, mode: str, passing: bool, w: Any, x: Any, c: Any, sizes: Any
-) -> None:
-    """32 rows of W times one or two panels: the eight registers hold 2 x 2 results, 2 x 1 of each operand.
+class Left(NamedTuple):
+    """32 rows of the matrix on the left."""
 
-    w, x, c: byte addresses. sizes: x_step and c_step, bytes from panel to panel; part_step, bytes from part
-    to part of x; parts; w_part_step and w_parts, the same of W: part i of one meets the first parts - i of
-    the other, since further products are smaller than what is left out; steps, of 32 k; prefetch, a byte
-    address; lines, of 64 bytes, that every k step asks for from there on. mode "store": C = W x. "continue":
-    C += W x.
-    passing: x comes from L2, and is not used again soon.
+    tiles: Any
+    at: int  # flat index
+    part_step: int  # from part to part
+    parts: int
+
+
+class Right(NamedTuple):
+    """Panels of the operand on the right."""
+
+    pairs: Any
+    at: int
+    step: int  # from panel to panel
+    part_step: int
+    parts: int
+
+
+class Sums(NamedTuple):
+    """Of each panel 32 rows of float32, one below the other."""
+
+    rows: Any
+    at: int
+    step: int
+
+
+def _block(panels: int, passing: bool) -> Any:
+    """A Numba function: 32 rows times one or two panels, summed over `steps` times 32 k. The eight registers
+    hold 2 x 2 sums, and two tiles of each operand. Part i of the left meets the first parts - i of the right:
+    further products are smaller than what is left out.
+
+    fresh: the sums begin here, else they go on. ahead: the flat index of the weights that come next, `lines`
+    cache lines of which every step asks for. passing: the right operand comes from L2 and is not used again
+    soon.
     """
-    x_step, c_step, part_step, parts, w_part_step, w_parts, steps, ahead, lines = sizes
-
-    def moved(base: Any, *terms: Any) -> Any:
-        for step, count in terms:
-            step, count = (ir.Constant(i64, n) if isinstance(n, int) else n for n in (step, count))
-            base = b.gep(base, [b.mul(step, count)])
-        return base
-
-    results = {2 * r + p: moved(c, (c_step, p), (1024, r)) for r in range(2) for p in range(panels)}
-    for tile, address in results.items():
-        tiles.zero(tile) if mode == "store" else tiles.load(tile, address)
-    with cgutils.for_range(b, w_parts) as w_part, cgutils.for_range(b, steps) as k:
-        w_k, x_k = moved(w, (w_part_step, w_part.index), (2048, k.index)), moved(x, (1024, k.index))
-        # Each load next to the product that needs it: four loads first, and the tile unit waits for them.
-        for p in range(panels):
-            if p == 0:
-                tiles.load(4, w_k)
-            tiles.load(6 + p, moved(x_k, (x_step, p)), passing)
-            tiles.multiply(p, 4, 6 + p)
-            if p == 0:
-                tiles.load(5, moved(w_k, (1024, 1)))
-            tiles.multiply(2 + p, 5, 6 + p)
-        left = b.sub(b.sub(parts, ir.Constant(i64, 1)), w_part.index)
-        with cgutils.for_range(b, left) as part:
-            x_part = moved(x_k, (part_step, 1), (part_step, part.index))
-            for p in range(panels):
-                tiles.load(6 + p, moved(x_part, (x_step, p)), passing)
-                for r in range(2):
-                    tiles.multiply(2 * r + p, 4 + r, 6 + p)
-        with cgutils.for_range(b, lines) as line:
-            at = b.add(b.mul(k.index, lines), line.index)
-            hint = [moved(ahead, (64, at)), *(ir.Constant(i32, n) for n in (0, 2, 1))]  # read, into L2
-            kind = ir.FunctionType(Void, [a.type for a in hint])
-            b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), hint)
-    for tile, address in results.items():
-        tiles.store(tile, address)
-
-
-def _block(panels: int, mode: str, passing: bool) -> Any:
-    """emit_block as a Numba function, on arrays and flat indexes."""
 
     @intrinsic
-    def block(
-        typingctx, w, w_at, w_part_step, w_parts, x, x_at, x_step, part_step, parts, c, c_at, c_step, steps,
-        ahead, lines,
-    ):  # fmt: skip
+    def block(typingctx, fresh, left, right, sums, steps, ahead, lines):
         def codegen(context, b, sig, args):
-            (
-                w, w_at, w_part_step, w_parts, x, x_at, x_step, part_step, parts, c, c_at, c_step, steps,
-                ahead, lines,
-            ) = args  # fmt: skip
+            fresh, left, right, sums, steps, ahead, lines = args
+            tiles = Tiles(b)
 
-            def address(i, array, index):
-                return b.bitcast(pointer(context, b, sig.args[i], array, index), Pointer)
+            def address(operand, index=None):
+                array = b.extract_value(args[operand], 0)
+                index = b.extract_value(args[operand], 1) if index is None else index
+                return b.bitcast(pointer(context, b, sig.args[operand][0], array, index), Pointer)
 
-            def size(n, itemsize):
-                return b.mul(n, ir.Constant(i64, itemsize))
+            def size(operand, field, itemsize):
+                return b.mul(b.extract_value(operand, field), ir.Constant(i64, itemsize))
 
-            sizes = (size(x_step, 2), size(c_step, 4), size(part_step, 2), parts)
-            sizes += (size(w_part_step, 2), w_parts, steps)
-            emit_block(
-                b, Tiles(b), panels, mode, passing, address(0, w, w_at), address(4, x, x_at),
-                address(9, c, c_at), (*sizes, address(0, w, ahead), lines),
-            )  # fmt: skip
+            def moved(base, *terms):
+                for step, count in terms:
+                    step, count = (ir.Constant(i64, n) if isinstance(n, int) else n for n in (step, count))
+                    base = b.gep(base, [b.mul(step, count)])
+                return base
+
+            w, x, c, ahead = address(1), address(2), address(3), address(1, ahead)
+            w_part_step, w_parts = size(left, 2, 2), b.extract_value(left, 3)
+            x_step, x_part_step, x_parts = size(right, 2, 2), size(right, 3, 2), b.extract_value(right, 4)
+            c_step = size(sums, 2, 4)
+            results = {2 * r + p: moved(c, (c_step, p), (1024, r)) for r in range(2) for p in range(panels)}
+            with b.if_else(fresh) as (begin, go_on):
+                with begin:
+                    for tile in results:
+                        tiles.zero(tile)
+                with go_on:
+                    for tile, at in results.items():
+                        tiles.load(tile, at)
+            with cgutils.for_range(b, w_parts) as w_part, cgutils.for_range(b, steps) as k:
+                w_k, x_k = moved(w, (w_part_step, w_part.index), (2048, k.index)), moved(x, (1024, k.index))
+                # Each load next to the product that needs it: four loads first, and the tile unit waits.
+                for p in range(panels):
+                    if p == 0:
+                        tiles.load(4, w_k)
+                    tiles.load(6 + p, moved(x_k, (x_step, p)), passing)
+                    tiles.multiply(p, 4, 6 + p)
+                    if p == 0:
+                        tiles.load(5, moved(w_k, (1024, 1)))
+                    tiles.multiply(2 + p, 5, 6 + p)
+                more = b.sub(b.sub(x_parts, ir.Constant(i64, 1)), w_part.index)
+                with cgutils.for_range(b, more) as part:
+                    x_part = moved(x_k, (x_part_step, 1), (x_part_step, part.index))
+                    for p in range(panels):
+                        tiles.load(6 + p, moved(x_part, (x_step, p)), passing)
+                        for r in range(2):
+                            tiles.multiply(2 * r + p, 4 + r, 6 + p)
+                with cgutils.for_range(b, lines) as line:
+                    at = b.add(b.mul(k.index, lines), line.index)
+                    hint = [moved(ahead, (64, at)), *(ir.Constant(i32, n) for n in (0, 2, 1))]  # into L2
+                    kind = ir.FunctionType(Void, [a.type for a in hint])
+                    b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), hint)
+            for tile, at in results.items():
+                tiles.store(tile, at)
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(w, n, n, n, x, n, n, n, n, c, n, n, n, n, n), codegen
+        return types.void(types.boolean, left, right, sums, n, n, n), codegen
 
     return block
 
@@ -272,42 +290,19 @@ release = _state("release", "Give this thread's tile registers back.")
 
 
 def _multiply(passing: bool) -> Any:
-    store_1, store_2 = _block(1, "store", passing), _block(2, "store", passing)
-    continue_1, continue_2 = _block(1, "continue", passing), _block(2, "continue", passing)
+    one, two = _block(1, passing), _block(2, passing)
 
     @inline
-    def multiply(
-        fresh, w, w_at, w_part_step, w_parts, steps, x, x_at, x_step, part_step, parts, panels, c, c_at,
-        c_step, lines,
-    ):  # fmt: skip
-        """C[p] (+)= 32 rows of W times panels p of x: sums over `steps` times 32 k. `fresh`: C is not read.
-
-        Flat indexes; c_step from panel to panel, a panel's 32 rows one below the other.
-        """
+    def multiply(fresh, left, right, panels, sums, steps, lines):
+        """Sums of 32 rows times `panels` panels, over `steps` times 32 k (see _block)."""
         for p in range(0, panels, 2):
-            x_p, c_p = x_at + p * x_step, c_at + p * c_step
-            ahead = w_at + steps * 2 * TILE + p // 2 * lines * steps * 32
+            ahead = left.at + steps * 2 * TILE + p // 2 * lines * steps * 32
+            x = Right(right.pairs, right.at + p * right.step, right.step, right.part_step, right.parts)
+            c = Sums(sums.rows, sums.at + p * sums.step, sums.step)
             if p + 1 < panels:
-                if fresh:
-                    store_2(
-                        w, w_at, w_part_step, w_parts, x, x_p, x_step, part_step, parts, c, c_p, c_step,
-                        steps, ahead, lines,
-                    )  # fmt: skip
-                else:
-                    continue_2(
-                        w, w_at, w_part_step, w_parts, x, x_p, x_step, part_step, parts, c, c_p, c_step,
-                        steps, ahead, lines,
-                    )  # fmt: skip
-            elif fresh:
-                store_1(
-                    w, w_at, w_part_step, w_parts, x, x_p, x_step, part_step, parts, c, c_p, c_step, steps,
-                    ahead, lines,
-                )  # fmt: skip
+                two(fresh, left, x, c, steps, ahead, lines)
             else:
-                continue_1(
-                    w, w_at, w_part_step, w_parts, x, x_p, x_step, part_step, parts, c, c_p, c_step, steps,
-                    ahead, lines,
-                )  # fmt: skip
+                one(fresh, left, x, c, steps, ahead, lines)
 
     return multiply
 
@@ -319,12 +314,10 @@ multiply_tiles, multiply_passing = _multiply(False), _multiply(True)
 def rows_of_tiles(w, n, x, panels, c, c_at, c_step):
     """C[p] = rows 32n to 32n + 31 of W times panel p of x, over the whole of K. While the panels pass one
     block of the weights, the next is fetched, a few cache lines a step."""
-    steps, parts = w.shape[1], x.shape[1]
-    part_step = x.shape[2] * x.shape[3]
+    steps, parts, part_step = w.shape[1], x.shape[1], x.shape[2] * x.shape[3]
     lines = LINES // max(1, (panels + 1) // 2)
+    sums = Sums(c, c_at, c_step)
     for k in range(0, steps, K_BLOCK):
-        w_at = (n * steps + k) * 2 * TILE
-        multiply_passing(
-            k == 0, w, w_at, 0, 1, min(K_BLOCK, steps - k), x, k * TILE, parts * part_step, part_step, parts,
-            panels, c, c_at, c_step, lines,
-        )  # fmt: skip
+        left = Left(w, (n * steps + k) * 2 * TILE, 0, 1)
+        right = Right(x, k * TILE, parts * part_step, part_step, parts)
+        multiply_passing(k == 0, left, right, panels, sums, min(K_BLOCK, steps - k), lines)
