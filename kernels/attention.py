@@ -30,7 +30,7 @@ from numba.extending import overload
 from .compiled import inline
 from .keys_values import AT_ONCE, padded
 from .lanes import LANE, any_lane, both, exp2, fma, load, maximum, select, splat, store
-from .matmul import kind_of, panels_at_once, product
+from .micro_kernel import kind_of, panels_at_once, product
 from .panels import pairs_of_rounded, put_lanes, put_parts, rounded
 from .team import TASKS, atomic_add
 from .tiles import TILE, Left, Right, Sums, configure, multiply_tiles, release, tiled

@@ -1,0 +1,258 @@
+"""The micro-kernel: some rows of W times some panels of x over the whole of K, the sums in registers.
+
+Its loop over k is plain Python. What it works on is a register block: rows x panels x 16 float32 sums, in as
+many registers as the CPU needs for them, as a tuple that LLVM keeps there. Each step of k adds the outer
+product of a column of W and a row of every panel: rows + panels loads for rows * panels multiply-adds.
+
+kind "pairs": W bfloat16 pairs as packed, x float32. "float32": both float32. "dot": both bfloat16 pairs, by
+the CPU's vdpbf16ps.
+mode "store": y = the sum. "add": y += the sum. "continue": the sum begins with y.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+from .compiled import inline
+from .isa import has_feature
+from .lanes import broadcast, f32, i8, i32, i64, llvm, pointer, v32b, vector_load, vector_store
+from .panels import ROWS
+
+# Bytes: at 16 tokens the weights come from memory at 13 GB/s a core with this, and at 6 without.
+PREFETCH = 8192
+# Products summed in one chain before they join the total: a single chain over K = 3072 would more than double
+# the error of the final vector (5e-7 against 2e-7).
+CHAIN = 128
+REGISTER = 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 4  # float32: AVX-512, AVX2, NEON
+# Panels that a block takes -> rows of W that it takes: what fits into the registers.
+#   AVX-512, 32 registers: 8 x 3 sums, 6 of x (two halves of pairs), a mask, a weight
+#   AVX2, 16 registers: 6 x 2 sums (a panel is two registers), 2 of x, a mask, a weight
+#   NEON, 32 registers: 6 x 4 sums, 4 of x, a weight
+# Eight sums just cover the latency of a multiply-add: 4 cycles, with two begun in each.
+BLOCK_ROWS = {1: 16, 2: 8, 3: 8} if has_feature("avx512f") else {1: 6}
+MAX_PANELS = max(BLOCK_ROWS)
+
+vector = ir.VectorType(f32, REGISTER)
+
+
+class RegisterType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="Register")
+
+
+@register_model(RegisterType)
+class RegisterModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, vector)
+
+
+register = RegisterType()
+
+
+class RegisterBlock(NamedTuple):
+    """Functions on the sums of one shape and kind, a tuple of registers."""
+
+    zero: Any  # () -> sums
+    load: Any  # (y, y_at, y_step) -> sums
+    add_products: Any  # (sums, w, w_at, x, x_at, x_step) -> sums, with those of one step of k
+    add: Any  # (sums, sums) -> sums
+    store: Any  # (sums, y, y_at, y_step)
+
+
+@cache
+def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
+    """The functions on a block of `rows` rows, a row being 16 / REGISTER registers of every panel."""
+    columns = [(p, i) for p in range(panels) for i in range(0, 16, REGISTER)]
+    count = rows * len(columns)
+    block = types.UniTuple(register, count)
+
+    def addresses(context, b, array_type, array, at, step):
+        """Where the columns are in panels that are `step` apart."""
+        base = pointer(context, b, array_type, array, at)
+        offsets = (b.add(b.mul(step, ir.Constant(i64, p)), ir.Constant(i64, i)) for p, i in columns)
+        return [b.gep(base, [offset]) for offset in offsets]
+
+    def rows_of(b, starts):
+        return [b.gep(start, [ir.Constant(i64, 16 * r)]) for r in range(rows) for start in starts]
+
+    @intrinsic
+    def zero(typingctx):
+        zeros = [ir.Constant(vector, [0.0] * REGISTER)] * count
+        return block(), lambda context, b, sig, args: context.make_tuple(b, block, zeros)
+
+    @intrinsic
+    def load(typingctx, y, y_at, y_step):
+        def codegen(context, b, sig, args):
+            places = rows_of(b, addresses(context, b, sig.args[0], *args))
+            return context.make_tuple(b, block, [vector_load(b, place, vector) for place in places])
+
+        return block(y, types.intp, types.intp), codegen
+
+    @intrinsic
+    def store(typingctx, sums, y, y_at, y_step):
+        def codegen(context, b, sig, args):
+            sums, y, y_at, y_step = args
+            places = rows_of(b, addresses(context, b, sig.args[1], y, y_at, y_step))
+            for value, place in zip(cgutils.unpack_tuple(b, sums, count), places, strict=True):
+                vector_store(b, value, place)
+            return context.get_dummy_value()
+
+        return types.void(block, y, types.intp, types.intp), codegen
+
+    @intrinsic
+    def add(typingctx, one, other):
+        def codegen(context, b, sig, args):
+            pairs = zip(*(cgutils.unpack_tuple(b, sums, count) for sums in args), strict=True)
+            return context.make_tuple(b, block, [b.fadd(*pair) for pair in pairs])
+
+        return block(block, block), codegen
+
+    @intrinsic
+    def add_products(typingctx, sums, w, w_at, x, x_at, x_step):
+        def codegen(context, b, sig, args):
+            sums, w, w_at, x, x_at, x_step = args
+            sums = cgutils.unpack_tuple(b, sums, count)
+            w = pointer(context, b, sig.args[1], w, w_at)
+            x = addresses(context, b, sig.args[3], x, x_at, x_step)
+            prefetch(b, w, PREFETCH)
+            upper = opaque_mask(b, 0xFFFF0000) if kind == "pairs" else None
+            order = [(r, half) for r in range(rows) for half in range(2 if kind == "pairs" else 1)]
+            if REGISTER < 16:  # few registers: x of one half of the pairs is in them at a time
+                order.sort(key=lambda at: at[1])
+            x_rows: dict[int, Any] = {}
+            for r, half in order:
+                if half not in x_rows:
+                    places = [b.gep(column, [ir.Constant(i64, 16 * half)]) for column in x]
+                    x_rows[half] = [vector_load(b, p, v32b if kind == "dot" else vector) for p in places]
+                weight = weights(b, w, r, half, upper)
+                for i, x_c in enumerate(x_rows[half], r * len(columns)):
+                    sums[i] = product(b, weight, x_c, sums[i])
+            return context.make_tuple(b, block, sums)
+
+        return block(block, w, types.intp, x, types.intp, types.intp), codegen
+
+    def weights(b, w, r, half, upper):
+        """The weight of row r, or its pair, in all lanes. A bfloat16 is the upper half of a float32: read so
+        that it is, clear the lower half. (One load and a shift for the other of the pair would keep eight
+        more registers alive, and spill them; but where registers are free, loads are what bounds the block.)
+        """
+
+        def loaded(offset, element, align):
+            place = b.gep(w, [ir.Constant(i64, offset)])
+            return broadcast(b, b.load(b.bitcast(place, element.as_pointer()), align=align), REGISTER)
+
+        if kind == "float32":
+            return loaded(r, f32, 4)
+        if kind == "dot":
+            return b.bitcast(loaded(2 * r, i32, 2), v32b)
+        if half == 0 and panels == 1 and REGISTER == 16:
+            return b.bitcast(b.shl(loaded(2 * r, i32, 2), ir.Constant(upper.type, [16] * REGISTER)), vector)
+        return b.bitcast(b.and_(loaded(2 * r + half - 1, i32, 2), upper), vector)
+
+    def product(b, weight, x, total):
+        if kind == "dot":
+            return llvm(b, "llvm.x86.avx512bf16.dpbf16ps.512", total, x, weight)
+        return llvm(b, f"llvm.fma.v{REGISTER}f32", weight, x, total)
+
+    return RegisterBlock(zero, load, add_products, add, store)
+
+
+def opaque_mask(b: Any, bits: int) -> Any:
+    """A vector constant that LLVM cannot see through. If it could, it would turn "load to all lanes and
+    mask", one instruction, into a scalar load, a blend and a broadcast, on the ports that the multiply-adds
+    need."""
+    name = f"qwen3np.mask.{bits:x}"
+    if name not in b.module.globals:
+        kind = ir.VectorType(i32, REGISTER)
+        variable = ir.GlobalVariable(b.module, kind, name)
+        variable.linkage = "weak"
+        variable.align = 64
+        variable.initializer = ir.Constant(kind, [bits] * REGISTER)
+    return b.load(b.module.globals[name], align=64)
+
+
+def prefetch(b: Any, address: Any, distance: int) -> None:
+    """Ask for the cache line `distance` bytes ahead; past the end of an array it is no fault."""
+    ahead = b.gep(b.bitcast(address, i8.as_pointer()), [ir.Constant(i64, distance)])
+    hint = ir.FunctionType(ir.VoidType(), [ahead.type, i32, i32, i32])
+    read_to_l1 = [ir.Constant(i32, n) for n in (0, 3, 1)]
+    b.call(cgutils.get_or_insert_function(b.module, hint, "llvm.prefetch.p0"), [ahead, *read_to_l1])
+
+
+@cache
+def micro_kernel(rows: int, panels: int, mode: str, kind: str, chain: int) -> Any:
+    """A kernel function: `rows` rows of W times `panels` panels. w_step: elements of W from step to step of
+    k; chain: products summed before they join the total."""
+    zero, load, add_products, add, store = register_block(rows, panels, kind)
+    x_width = 16 if kind == "float32" else 32  # elements of a panel of x that one step consumes
+    chain_steps = chain if kind == "float32" else chain // 2
+
+    @inline
+    def multiply(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
+        before = zero() if mode == "store" else load(y, y_at, y_step)
+        total = before if mode == "continue" else zero()
+        for first in range(0, steps, chain_steps):
+            sums = zero()
+            for k in range(first, min(first + chain_steps, steps)):
+                sums = add_products(sums, w, w_at + k * w_step, x, x_at + k * x_width, x_step)
+            total = add(total, sums)
+        store(add(before, total) if mode == "add" else total, y, y_at, y_step)
+
+    return multiply
+
+
+@cache
+def sixteen_rows(panels: int, mode: str, kind: str, chain: int) -> Any:
+    """Micro-kernels of as many rows as the registers hold, and one of what is left."""
+    rows = BLOCK_ROWS[panels]
+    left = ROWS % rows
+    block = micro_kernel(rows, panels, mode, kind, chain)
+    last = micro_kernel(left or rows, panels, mode, kind, chain)
+    width = 1 if kind == "float32" else 2  # elements of W from row to row
+
+    @inline
+    def blocks(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
+        for r in range(0, ROWS - left, rows):
+            block(w, w_at + r * width, w_step, x, x_at, x_step, y, y_at + r * 16, y_step, steps)
+        if left:
+            r = ROWS - left
+            last(w, w_at + r * width, w_step, x, x_at, x_step, y, y_at + r * 16, y_step, steps)
+
+    return blocks
+
+
+@inline
+def panels_at_once(left):
+    """How many of the `left` panels the next block takes: three, but of four two and two."""
+    if MAX_PANELS == 1 or left == 1:
+        return 1
+    return 3 if left == 3 or left > 4 else 2
+
+
+def product(mode: str, kind: str, chain: int = CHAIN) -> Any:
+    """A kernel function: 16 rows of W times `take` panels (see panels_at_once)."""
+    one, two, three = (sixteen_rows(min(take, MAX_PANELS), mode, kind, chain) for take in (1, 2, 3))
+
+    @inline
+    def multiply(take, w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
+        if take == 1:
+            one(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps)
+        elif take == 2:
+            two(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps)
+        else:
+            three(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps)
+
+    return multiply
+
+
+def kind_of(w: Any, x: Any) -> str:
+    """The kind for the Numba types of the two operands."""
+    if w.dtype == types.float32:
+        return "float32"
+    return "pairs" if x.dtype == types.float32 else "dot"
