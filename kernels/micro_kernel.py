@@ -33,8 +33,8 @@ REGISTER = 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 4  # 
 # Panels that a block takes -> rows of W that it takes: what fits into the registers.
 #   AVX-512, 32 registers: 8 x 3 sums, 6 of x (two halves of pairs), a mask, a weight
 #   AVX2, 16 registers: 6 x 2 sums (a panel is two registers), 2 of x, a mask, a weight
-#   NEON, 32 registers: 6 x 4 sums, 4 of x, a weight
-# Eight sums just cover the latency of a multiply-add: 4 cycles, with two begun in each.
+#   NEON, 32 registers: 6 x 4 sums, 4 of x, 2 of four weights as packed, 1 or 2 of four widened
+# Eight sums just cover the latency of a multiply-add: 4 cycles, with two begun in each (NEON: up to four).
 BLOCK_ROWS = {1: 16, 2: 8, 3: 8} if has_feature("avx512f") else {1: 6}
 MAX_PANELS = max(BLOCK_ROWS)
 
@@ -126,18 +126,33 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
             if REGISTER < 16:  # few registers: x of one half of the pairs is in them at a time
                 order.sort(key=lambda at: at[1])
             x_rows: dict[int, Any] = {}
+            four = cache(lambda r, half: four_weights(b, w, r, half, upper))
             for r, half in order:
                 if half not in x_rows:
                     places = [b.gep(column, [ir.Constant(i64, 16 * half)]) for column in x]
                     x_rows[half] = [vector_load(b, p, v32b if kind == "dot" else vector) for p in places]
-                weight = weights(b, w, r, half, upper)
+                if REGISTER == 4:
+                    all_lanes = ir.Constant(ir.VectorType(i32, 4), [r % 4] * 4)
+                    weight = b.shuffle_vector(four(r // 4 * 4, half), four(r // 4 * 4, half), all_lanes)
+                else:
+                    weight = one_weight(b, w, r, half, upper)
                 for i, x_c in enumerate(x_rows[half], r * len(columns)):
                     sums[i] = product(b, weight, x_c, sums[i])
             return context.make_tuple(b, block, sums)
 
         return block(block, w, types.intp, x, types.intp, types.intp), codegen
 
-    def weights(b, w, r, half, upper):
+    def four_weights(b, w, r, half, upper):
+        """The weights of rows r to r + 3, widened together: NEON multiplies by a lane of a register, and a
+        step takes 1.3 instructions a multiply-add (with a load to all lanes for each weight 2, and on many
+        CPUs spills). Behind the block's last row are others of the 16."""
+        place = b.gep(w, [ir.Constant(i64, r * (1 if kind == "float32" else 2))])
+        words = vector_load(b, place, ir.VectorType(i32, 4))
+        if kind == "pairs":
+            words = b.and_(words, upper) if half else b.shl(words, ir.Constant(words.type, [16] * 4))
+        return b.bitcast(words, vector)
+
+    def one_weight(b, w, r, half, upper):
         """The weight of row r, or its pair, in all lanes. A bfloat16 is the upper half of a float32: read so
         that it is, clear the lower half. (One load and a shift for the other of the pair would keep eight
         more registers alive, and spill them; but where registers are free, loads are what bounds the block.)
