@@ -142,6 +142,12 @@ def both(peer: str) -> list[str]:
     return [capped(name, split(peer)[1]) for name in (HIGH, MEDIUM)]
 
 
+def beside(row: dict[str, Any]) -> str:
+    """How many times as fast ours are, "high / medium", with intervals."""
+    found = row["ratios"]
+    return " / ".join(str(pairs.Ratio(*found[ours])) for ours in both(row["contender"]) if ours in found)
+
+
 def names(results: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Workloads and contenders, in the order of the results; ours first."""
     contenders = list(dict.fromkeys(r["contender"] for r in results["rows"]))
@@ -195,12 +201,11 @@ def details(results: dict[str, Any]) -> str:
     for r in sorted(results["rows"], key=lambda r: list(results["workloads"]).index(r["workload"])):
         if "median" in r:
             low, high = (number(1e3 * x) for x in r["range"])
-            found = r["ratios"]
             figures = [
                 f"{number(1e3 * r['median'])} ({low}-{high})", str(len(r["seconds"])),
                 f"{r['tokens'] / r['median']:,.0f}", far(r["one_minus_cosine"]),
                 f"{r['memory_GB']:.2f}" if r["memory_GB"] else "", f"{r['load_seconds']:.1f}",
-                " / ".join(str(pairs.Ratio(*found[ours])) for ours in both(r["contender"]) if ours in found),
+                beside(r),
             ]  # fmt: skip
         else:
             figures = [r["missing"], *[""] * 6]
@@ -326,12 +331,12 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 def line(row: dict[str, Any]) -> str:
     """A measurement, as it comes."""
-    name = f"{row['workload']:18}{row['contender']:28}"
+    name = f"{row['workload']:18}{row['contender']:38}"
     if "missing" in row:
         return name + row["missing"]
     low, high = (number(1e3 * x) for x in row["range"])
     figures = f"{number(1e3 * row['median']):>10} ms ({low}-{high}, {len(row['seconds'])} runs)"
-    return f"{name}{figures}  1 - cosine {far(row['one_minus_cosine'])}"
+    return f"{name}{figures}  1 - cosine {far(row['one_minus_cosine']):8} {beside(row)}"
 
 
 def exponent(points: list[tuple[float, float]]) -> float:

@@ -50,7 +50,7 @@ OURS = ["qwen3np high", "qwen3np medium"]
 GB = 3.0  # that a contender may take: weights as float32
 SECONDS = 20.0  # of timed runs of a peer at a workload
 LOWEST_COSINE = 0.98  # of quantised contenders; below it something else is computed
-HOPELESS = 10  # times our time: not worth timing, nor at a larger workload
+HOPELESS = 20  # times our time: not worth timing, nor at a larger workload
 MINUTES = 80.0  # after which nothing more is begun
 
 
@@ -139,7 +139,7 @@ class Run:
                     self.results["rows"] += [absent(name, w.name, "no time was left") for w in chosen]
                 elif chosen:
                     for row in self.timed(name, work, ours, chosen, expected.get(name), hopeless):
-                        self.results["rows"].append(row | {"threads": threads, "beside": group})
+                        self.results["rows"].append(row | {"threads": threads})
                         print(report.line(row), flush=True)
             for w in workers:
                 w.close()
@@ -154,13 +154,13 @@ class Run:
         """A row for each worker; one that fails, or is `hopeless` (which is added to), says so in its row.
         Without `expected` results, the first worker's are."""
         closeness: dict[str, float] = {}
-        fine, limit = [], np.inf
+        fine, limit = [], 0.0
         for w in [w for w in [*ours, *peers] if w.name not in hopeless]:
             seconds, result = w.run(work)
             if w.error:
                 continue
             if w in ours:
-                limit = HOPELESS * seconds
+                limit = max(limit, HOPELESS * seconds)
             elif seconds > limit and (seconds := w.run(work)[0]) > limit:  # the first run may compile
                 hopeless[w.name] = f"{HOPELESS * seconds / limit:.0f} times ours at {name}: not timed"
                 continue
@@ -219,7 +219,8 @@ def choose(works: dict[str, Workload | Rerank], arguments: argparse.Namespace) -
             wanted = [p for p in (*PRECISIONS[:1], *PYTORCH, SENTENCE) if p not in slow]
             work.peers = [p for p in wanted if p in work.peers]
         if arguments.cap:
-            work.peers = [caps.capped(p, arguments.cap) for p in work.peers if can_be_capped(p)]
+            able = [p for p in work.peers if can_be_capped(p) and p not in PRECISIONS]
+            work.peers = [caps.capped(p, arguments.cap) for p in able]
         elif not arguments.peers and name in CAPPED[0]:
             work.peers += [caps.capped(p, c) for c in caps.lowering() for p in work.peers if p in CAPPED[1]]
 
