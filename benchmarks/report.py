@@ -10,13 +10,17 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pairs
+from caps import capped, split
 
 from qwen3np.numba_backend import PARTS
 from qwen3np.synth import LIKE
 
 RESULTS = Path(__file__).parent / "results"
 HIGH, MEDIUM = "qwen3np high", "qwen3np medium"
+SENTENCE = "sentence-transformers default (bf16)"
 Rows = list[dict[str, Any]]
 # (workload, ours, peer, bar, reach for) of the issues.
 BARS = [
@@ -30,11 +34,11 @@ BARS = [
     ("4x512", HIGH, "transformers float32", 6.0, 10.0),
     ("4x512", "qwen3np highest", "transformers float32", 4.0, 6.0),
     ("1x8192", HIGH, "transformers bf16", 1.5, 3.0),
-    ("256 mixed", HIGH, "sentence-transformers bf16", 4.0, 6.0),
-    ("256 mixed", MEDIUM, "sentence-transformers bf16", 4.0, 6.0),
+    ("256 mixed", HIGH, SENTENCE, 4.0, 6.0),
+    ("256 mixed", MEDIUM, SENTENCE, 4.0, 6.0),
     ("256 instructed", HIGH, "qwen3np high, no sharing", 1.8, 1.8),
-    ("256 instructed", HIGH, "sentence-transformers bf16", 4.0, 4.0),
-    ("256 instructed", MEDIUM, "sentence-transformers bf16", 4.0, 4.0),
+    ("256 instructed", HIGH, SENTENCE, 4.0, 4.0),
+    ("256 instructed", MEDIUM, SENTENCE, 4.0, 4.0),
     ("rerank 1x100", MEDIUM, "transformers bf16", 3.0, 3.0),
     ("rerank 1x100", HIGH, "transformers bf16", 2.0, 2.0),
 ]
@@ -80,20 +84,78 @@ def median(rows: Rows, workload: str, contender: str) -> float | None:
     return statistics.median(found) if found else None
 
 
-def ratio(rows: Rows, workload: str, ours: str, peer: str) -> float | None:
-    """How many times as fast `ours` is, of medians of the same group's rounds."""
-    theirs = select(rows, workload=workload, contender=peer)
-    if not theirs:
-        return None
-    mine = select(rows, workload=workload, contender=ours)
-    together = [r for r in mine if peer in r["beside"]] or mine
-    return theirs[0]["median"] / together[0]["median"] if together else None
+def ratio(rows: Rows, workload: str, ours: str, peer: str) -> pairs.Ratio | None:
+    """How many times as fast `ours` is, of rounds in the same group."""
+    for row in select(rows, workload=workload, contender=peer):
+        if ours in row["ratios"]:
+            return pairs.Ratio(*row["ratios"][ours])
+    return None
+
+
+class Pair(NamedTuple):
+    """What ran side by side."""
+
+    workload: str
+    ours: str
+    peer: str
+    ratio: pairs.Ratio
+    rounds: int
+
+
+def all_pairs(results: dict[str, Any]) -> list[Pair]:
+    return [
+        Pair(row["workload"], ours, row["contender"], pairs.Ratio(*measured), len(row["seconds"]))
+        for row in select(results["rows"])
+        for ours, measured in row["ratios"].items()
+        if not row["contender"].startswith("qwen3np") or "sharing" in row["contender"]
+    ]
+
+
+def noise(results: dict[str, Any]) -> str:
+    """Says which ratios a run has not measured well."""
+    found = all_pairs(results)
+    wide = sorted((p for p in found if p.ratio.wide), key=lambda p: -p.ratio.width)
+    limit = f"{pairs.CONFIDENCE} % interval is wider than {pairs.WIDE:.0%} of it"
+    if not wide:
+        return f"Of {len(found)} ratios there is none whose {limit}."
+    widest = "; ".join(f"{p.workload}, {p.ours} / {p.peer} {p.ratio}" for p in wide[:5])
+    return f"NOISY: {len(wide)} of {len(found)} ratios are marked ~, as their {limit}. The widest: {widest}."
+
+
+def pairs_table(results: dict[str, Any]) -> str:
+    """Every ratio with its interval."""
+    lines = [[p.workload, p.ours, p.peer, str(p.ratio), str(p.rounds)] for p in all_pairs(results)]
+    return markdown(["", "ours", "against", "times as fast", "rounds"], lines) + held(results)
+
+
+def held(results: dict[str, Any]) -> str:
+    """What capped contenders were held to, by what their libraries say themselves."""
+    lines = []
+    for cap, says in results.get("caps", {}).items():
+        libraries = ", ".join(f"{name} {words}" for name, words in says.items()) or "PyTorch is not installed"
+        lines.append(f"PyTorch{f' held to {cap}' if cap else ''}: {libraries}.")
+    return "\n\n" + "\n".join(lines) if lines else ""
+
+
+def both(peer: str) -> list[str]:
+    """Ours that run beside a peer, under its cap."""
+    return [capped(name, split(peer)[1]) for name in (HIGH, MEDIUM)]
+
+
+def beside(row: dict[str, Any]) -> str:
+    """How many times as fast ours are, "high / medium", with intervals."""
+    found = row["ratios"]
+    return " / ".join(str(pairs.Ratio(*found[ours])) for ours in both(row["contender"]) if ours in found)
 
 
 def names(results: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Workloads and contenders, in the order of the results; ours first."""
     contenders = list(dict.fromkeys(r["contender"] for r in results["rows"]))
-    contenders.sort(key=lambda name: (not name.startswith("qwen3np"), name.startswith("sentence")))
+
+    def order(name: str) -> tuple[str, bool, bool]:
+        return split(name)[1], not name.startswith("qwen3np"), name.startswith("sentence")
+
+    contenders.sort(key=order)
     return list(results["workloads"]), contenders
 
 
@@ -126,10 +188,11 @@ def ratios(results: dict[str, Any]) -> str:
     for peer in [c for c in contenders if not c.startswith("qwen3np")]:
         cells = [peer]
         for workload in workloads:
-            both = [ratio(rows, workload, ours, peer) for ours in (HIGH, MEDIUM)]
-            cells.append(" / ".join(f"{x:.2f}" for x in both if x))
-        lines.append(cells)
-    return markdown(["", *titles(results)], lines)
+            found = [ratio(rows, workload, ours, peer) for ours in both(peer)]
+            cells.append(" / ".join(x.short() for x in found if x))
+        if any(cells[1:]):
+            lines.append(cells)
+    return markdown(["", *titles(results)], lines) + f"\n\n{noise(results)}{held(results)}"
 
 
 def details(results: dict[str, Any]) -> str:
@@ -142,11 +205,15 @@ def details(results: dict[str, Any]) -> str:
                 f"{number(1e3 * r['median'])} ({low}-{high})", str(len(r["seconds"])),
                 f"{r['tokens'] / r['median']:,.0f}", far(r["one_minus_cosine"]),
                 f"{r['memory_GB']:.2f}" if r["memory_GB"] else "", f"{r['load_seconds']:.1f}",
+                beside(r),
             ]  # fmt: skip
         else:
-            figures = [r["missing"], *[""] * 5]
+            figures = [r["missing"], *[""] * 6]
         lines.append([r["workload"], r["contender"], *figures])
-    header = ["", "", "ms, median (range)", "runs", "tokens/s", "1 - cosine", "memory so far, GB", "load, s"]
+    header = [
+        "", "", "ms, median (range)", "runs", "tokens/s", "1 - cosine", "memory so far, GB", "load, s",
+        "times as fast: high / medium (95 % interval)",
+    ]  # fmt: skip
     return markdown(header, lines)
 
 
@@ -180,14 +247,14 @@ def bars(results: dict[str, Any]) -> str:
         if times:
             seconds, _ = bound(results, workload, ours.split()[1].replace("simd", "high"))
             most = (median(results["rows"], workload, peer) or 0) / seconds
-            figures = [f"{x:.2f}" for x in (times, most)] + [f"{x:g}" for x in (bar, reach)]
+            figures = [str(times), f"{most:.2f}", f"{bar:g}", f"{reach:g}"]
             lines.append([f"{workload}, {ours}", peer, *figures])
     measured = results.get("processes", {})
-    if "sentence-transformers bf16" in measured.get("contenders", {}):
-        first = [measured["contenders"][c]["first_vector"] for c in (HIGH, "sentence-transformers bf16")]
+    if SENTENCE in measured.get("contenders", {}):
+        first = [measured["contenders"][c]["first_vector"] for c in (HIGH, SENTENCE)]
         if "median" in first[1]:
-            times = first[1]["median"] / first[0]["median"]
-            lines.append(["first vector", "sentence-transformers bf16", f"{times:.2f}", "", "2.5", "5"])
+            faster = first[1]["median"] / first[0]["median"]
+            lines.append(["first vector", SENTENCE, f"{faster:.2f}", "", "2.5", "5"])
     for name, (bar, reach) in OWN_BARS.items():
         if name in measured:
             lines.append([name, "", f"{measured[name]:.2f}", "", f"at most {bar:g}", f"{reach:g}"])
@@ -264,12 +331,12 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 def line(row: dict[str, Any]) -> str:
     """A measurement, as it comes."""
-    name = f"{row['workload']:18}{row['contender']:28}"
+    name = f"{row['workload']:18}{row['contender']:38}"
     if "missing" in row:
         return name + row["missing"]
     low, high = (number(1e3 * x) for x in row["range"])
     figures = f"{number(1e3 * row['median']):>10} ms ({low}-{high}, {len(row['seconds'])} runs)"
-    return f"{name}{figures}  1 - cosine {far(row['one_minus_cosine'])}"
+    return f"{name}{figures}  1 - cosine {far(row['one_minus_cosine']):8} {beside(row)}"
 
 
 def exponent(points: list[tuple[float, float]]) -> float:

