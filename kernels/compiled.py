@@ -12,10 +12,6 @@ from numba import njit
 
 from .cache import KernelCache
 
-# Fused multiply-adds may be formed; nothing else that could change a result. NaN and infinity keep their
-# meaning.
-FAST_MATH = {"contract", "nsz"}
-
 # Numba has one lock for all compilation: a child forked while another thread holds it would wait for ever at
 # its first. So a fork waits for ours to end.
 _compiling = threading.RLock()
@@ -26,8 +22,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """A function that kernels call. Compiled as a part of them, when they are."""
-    return njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")(function)
+    """A function that kernels call. Compiled as a part of them, when they are.
+
+    With no fast math: a kernel writes fma(...) where it wants one. Of a * c - b * s LLVM could fuse either
+    product, and which one depends on the CPU it compiles for."""
+    return njit(nogil=True, error_model="numpy")(function)
 
 
 def entry_point(function: Callable[..., Any]) -> Any:

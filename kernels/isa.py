@@ -84,7 +84,7 @@ def _missing(path: str) -> str:
     return ""
 
 
-def choose(matmul_precision: str, bfloat16: bool = True) -> str:
+def choose(matmul_precision: str, bfloat16: bool = True, reproducible: bool = False) -> str:
     """The instruction path for a precision; the environment variable QWEN3NP_ISA asks for one.
 
     "simd": float32 multiply-adds of any width. "avx2": the same on a CPU with AVX-512, with no instruction
@@ -93,16 +93,22 @@ def choose(matmul_precision: str, bfloat16: bool = True) -> str:
     bfloat16 activations); twice the speed of float32 on AMD Zen 4 and 5, but slower than float32 on the Intel
     CPUs that have it. Both are for bfloat16 checkpoints: others are computed by "simd". ARM has "simd" alone:
     bfmmla (Neoverse V1, Apple M2 and later), which could do for "medium" what vdpbf16ps does, is for the
-    future. Raises ValueError for an unknown path and for one that this CPU rules out.
+    future. reproducible: a path whose bits are those of every CPU, "simd" or "avx2". Raises ValueError for an
+    unknown path and for one that this CPU or `reproducible` rules out.
     """
     asked = os.environ.get("QWEN3NP_ISA", "")
     if asked not in ("", *PATHS):
         raise ValueError(f"QWEN3NP_ISA = {asked!r} is not one of {', '.join(PATHS)}")
+    if reproducible and asked not in ("", SIMD, AVX2):
+        raise ValueError(
+            f"QWEN3NP_ISA = {asked} and reproducible=True contradict each other: reproducible vectors are "
+            f"float32 sums, which {asked} does not compute; unset one of them"
+        )
     if missing := _missing(asked):
         raise ValueError(f"QWEN3NP_ISA = {asked}: this CPU ({binding.get_host_cpu_name()}) {missing}")
     if asked == AVX2:
         return AVX2
-    if not bfloat16 or asked == SIMD:
+    if not bfloat16 or reproducible or asked == SIMD:
         return SIMD
     if asked in (AMX, AMX_SPELLED_OUT):
         return asked

@@ -156,6 +156,11 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
+def negative(typingctx, a):
+    return lanes(lanes), lambda context, b, sig, args: b.fneg(args[0])
+
+
+@intrinsic
 def sqrt(typingctx, a):
     return lanes(lanes), lambda context, b, sig, args: llvm(b, "llvm.sqrt.v16f32", *args)
 

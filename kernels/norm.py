@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .compiled import inline
-from .lanes import fma, load, splat, sqrt, store
+from .lanes import fma, load, negative, splat, sqrt, store
 from .panels import put_rows
 from .team import share
 
@@ -36,7 +36,7 @@ def inverse_rms(x, at, size, eps):
 @inline
 def rms_norm(x, first_panel, panels, weight, eps, out, thread, num_threads):
     """out[p] = rms_norm(x[first_panel + p]) for p < panels, as an operand; this thread's share. out may have
-    more rows than `weight` has entries: those stay as they are."""
+    more rows than `weight` has entries: those stay as they are. With first_panel 0 `out` may be `x`."""
     size = weight.size
     first, last = share(panels, thread, num_threads)
     for p in range(first, last):
@@ -60,8 +60,8 @@ def norm_and_rope(x, x_at, weight, eps, cos, sin, rope_at, out, out_at):
         a = load(x, x_at + i * 16) * scale * splat(weight[i])
         b = load(x, x_at + (i + half) * 16) * scale * splat(weight[i + half])
         c, s = load(cos, rope_at + i * 16), load(sin, rope_at + i * 16)
-        store(out, out_at + i * 16, a * c - b * s)
-        store(out, out_at + (i + half) * 16, b * c + a * s)
+        store(out, out_at + i * 16, fma(a, c, negative(b * s)))
+        store(out, out_at + (i + half) * 16, fma(b, c, a * s))
 
 
 @inline

@@ -89,14 +89,23 @@ def check_backend(backend: str) -> None:
 
 
 def make_backend(
-    checkpoint: Checkpoint, backend: str, matmul_precision: str, num_threads: int | None
+    checkpoint: Checkpoint,
+    backend: str,
+    matmul_precision: str,
+    num_threads: int | None,
+    reproducible: bool = False,
 ) -> Backend:
     """The backend by its name: "numpy" is the reading copy; "auto" the fastest this machine can run, the
     kernels."""
     if backend == "numpy":
+        if reproducible:
+            raise ValueError(
+                "backend = 'numpy' and reproducible=True contradict each other: NumPy's matrix products have "
+                "other bits on other CPUs; leave one of them out"
+            )
         return NumpyBackend(checkpoint)
     from .numba_backend import NumbaBackend  # and with it Numba, which only the kernels need
 
-    made = NumbaBackend(checkpoint, matmul_precision, num_threads)
+    made = NumbaBackend(checkpoint, matmul_precision, num_threads, reproducible)
     checkpoint.check_unchanged()  # while it was packed
     return made

@@ -175,6 +175,7 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "backend": args.backend,
         "matmul_precision": args.matmul_precision,
         "num_threads": args.threads,
+        "reproducible": args.reproducible,
     }
 
 
@@ -340,6 +341,7 @@ def _parser() -> Parser:
     p.add_argument(
         "--matmul-precision", choices=PRECISIONS, help="those of one precision (default: of all three)"
     )
+    p.add_argument("--reproducible", action="store_true", help="those that --reproducible uses")
     p.set_defaults(run=compile_kernels)
 
     p = commands.add_parser(
@@ -418,4 +420,5 @@ def _model_options(default: str | None, *precision: str) -> Parser:
         help="(default: %(default)s)",
     )
     options.add_argument("--threads", type=int, help="default: the cores this process may use")
+    options.add_argument("--reproducible", action="store_true", help="the same bits on every CPU")
     return options

@@ -16,25 +16,27 @@ from .synth import synthesize
 def run(args: argparse.Namespace) -> None:
     from .kernels import cache_files
 
-    kernels = compile_kernels(args.matmul_precision)
+    kernels = compile_kernels(args.matmul_precision, args.reproducible)
     if missing := [kernel for kernel, kept in kernels.items() if not kept]:
         raise OSError(f"compiled kernels were not kept ({', '.join(missing)}): see the warning above")
     for folder, files, size in cache_files.stored():
         print(f"{folder}: {files} kernels, {size / 1e6:.1f} MB")
 
 
-def compile_kernels(matmul_precision: str | None = None) -> dict[str, bool]:
-    """Compile the kernels of a precision, or of all of them, for bfloat16 and float32 checkpoints, unless
-    they are there already. Returns kernel and types -> whether it is kept on disk."""
+def compile_kernels(matmul_precision: str | None = None, reproducible: bool = False) -> dict[str, bool]:
+    """Compile the kernels of a precision, or of all of them, or those of reproducible vectors, for bfloat16
+    and float32 checkpoints, unless they are there already. Returns kernel and types -> whether it is kept on
+    disk."""
     from .engine import encode, layer_stages
     from .numba_backend import PRECISIONS, NumbaBackend
     from .weights import pack_share
 
-    precisions = PRECISIONS if matmul_precision is None else (matmul_precision,)
+    every = ("highest",) if reproducible else PRECISIONS
+    precisions = every if matmul_precision is None else (matmul_precision,)
     with tempfile.TemporaryDirectory() as temporary:
         for checkpoint in _checkpoints(Path(temporary)):
             for precision in precisions:
-                list(NumbaBackend(checkpoint, precision).stages([[0]]))
+                list(NumbaBackend(checkpoint, precision, reproducible=reproducible).stages([[0]]))
             del checkpoint  # Windows deletes no file that is mapped
     return {
         f"{kernel.__name__} {number}": kernel._cache.kept(types, kernel.targetctx)

@@ -51,6 +51,8 @@ class Embedder(DropIn, PickledByArguments):
         bound: its number of positions.
         escape_special_tokens: "<|endoftext|>" and its like in a text or prompt are text.
         backend: "numpy" is the reading copy; "auto" the fastest this machine can run.
+        reproducible: the same vectors, to the bit, on every CPU: float32 sums in one order, and no other
+        arithmetic than IEEE 754 defines. Without, a CPU takes what it has: see matmul_precision.
 
     prompts, default_prompt_name, similarity_fn_name, truncate_dim and max_seq_length can be set later, with
     the same checks. Other arguments of sentence-transformers are accepted where they change no vector.
@@ -79,6 +81,7 @@ class Embedder(DropIn, PickledByArguments):
         backend: str = "auto",
         matmul_precision: str = "high",
         num_threads: int | None = None,
+        reproducible: bool = False,
         **torch_only: Any,
     ) -> None:
         meant = accept(torch_only, Embedder, "Embedder", ("token", "cache_folder", "max_seq_length"))
@@ -108,7 +111,7 @@ class Embedder(DropIn, PickledByArguments):
         self.similarity_fn_name = similarity_fn_name
         self.truncate_dim = modules.truncate_dim if truncate_dim is None else truncate_dim
         self.max_seq_length = max_seq_length
-        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads)
+        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads, reproducible)
 
     def __repr__(self) -> str:
         folder, backend = str(self.checkpoint.folder), self.backend.name

@@ -136,8 +136,8 @@ def encode(
     layers, w, work, stream, pooled_x, pooled, pooled_at, prefix, saved, eps, group, head_dim, team, thread,
     num_threads,
 ):  # fmt: skip
-    """All layers of the stream; in the last one the queries and the MLP of the pooled tokens alone, in
-    pooled_x.
+    """All layers of the stream and the final norm; in the last layer the queries and the MLP of the pooled
+    tokens alone, in pooled_x.
 
     pooled_at[i] is pooled token i's number in the stream; pooled describes them as a stream of their own.
     With no pooled tokens the last layer is like the others and x holds every token's state.
@@ -183,6 +183,8 @@ def encode(
                 num_threads,
             )  # fmt: skip
             first_panel += panels
+    states = pooled_x if pooled_at.size > 0 else x
+    rms_norm(states, 0, states.shape[0], w.norm, eps, states, thread, num_threads)
 
 
 @entry_point

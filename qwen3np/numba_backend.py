@@ -20,6 +20,7 @@ from .kernels.keys_values import AT_ONCE, shapes
 from .kernels.team import new_team
 from .memory import room_for
 from .progress import bar
+from .rope import rope_table
 from .threads import Job, Pool
 from .weights import allocate, is_bfloat16, pack, pad
 
@@ -53,18 +54,29 @@ class NumbaBackend:
     Args:
         matmul_precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names them.
         num_threads: default: the cores this process may use.
+        reproducible: the same bits on every CPU, with "highest".
     """
 
     name = "numba"
 
     def __init__(
-        self, checkpoint: Checkpoint, matmul_precision: str = "high", num_threads: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        matmul_precision: str = "high",
+        num_threads: int | None = None,
+        reproducible: bool = False,
     ) -> None:
         if matmul_precision not in PRECISIONS:
             raise ValueError(f"matmul_precision = {matmul_precision!r} is not one of {', '.join(PRECISIONS)}")
-        self.matmul_precision = matmul_precision
+        if reproducible and matmul_precision == "medium":
+            raise ValueError(
+                "matmul_precision = 'medium' and reproducible=True contradict each other: reproducible vectors "
+                "are computed with 'highest'; leave one of them out"
+            )
+        self.reproducible = reproducible
+        self.matmul_precision = matmul_precision = "highest" if reproducible else matmul_precision
         bfloat16 = is_bfloat16(checkpoint)
-        self.isa = isa.choose(matmul_precision, bfloat16)
+        self.isa = isa.choose(matmul_precision, bfloat16, reproducible)
         self._tiles = self.isa in (isa.AMX, isa.AMX_SPELLED_OUT)
         self._parts = PARTS[matmul_precision] if self._tiles else 1 if self.isa == isa.AVX512_BF16 else 0
         # Tiles stream the weights at the memory's speed with 128 tokens of two parts, and hold those in L2.
@@ -76,7 +88,6 @@ class NumbaBackend:
         self.pool: Pool[Workspace] = Pool(num_threads, self._new_workspace)
         self._embed_tokens = checkpoint.weights().embed_tokens
         self._release = checkpoint.release
-        self._norm = checkpoint.weights().norm
         layers = checkpoint.config.num_hidden_layers
         shown = bar(total=layers, desc="packing weights", unit="layer", delay=2, leave=False)
         with room_for(checkpoint, bfloat16), shown:
@@ -85,7 +96,9 @@ class NumbaBackend:
         compile_for(encode, (*arguments, 0, 1), self._variant)
 
     def __repr__(self) -> str:
-        return f"numba, {self.isa}, matmul_precision {self.matmul_precision}, {self.num_threads} threads"
+        reproducible = ", reproducible" if self.reproducible else ""
+        precision = f"matmul_precision {self.matmul_precision}{reproducible}"
+        return f"numba, {self.isa}, {precision}, {self.num_threads} threads"
 
     @property
     def num_threads(self) -> int:
@@ -107,8 +120,7 @@ class NumbaBackend:
         several Python threads: one at a time computes."""
         if len(texts) == 0:
             return np.empty((0, self.config.hidden_size), np.float32)
-        states = self.pool.call(lambda job: self._encode(job, texts, prefix, batch_size), progress)
-        return reference.rms_norm(states, self._norm, np.float32(self.config.rms_norm_eps))
+        return self.pool.call(lambda job: self._encode(job, texts, prefix, batch_size), progress)
 
     def _encode(
         self, job: Job[Workspace], texts: Sequence[Sequence[int]], prefix: Sequence[int], most: int | None
@@ -135,9 +147,7 @@ class NumbaBackend:
 
     def token_states(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Token ids of each text -> the final states of all its tokens, [len(ids), hidden_size]."""
-        eps = np.float32(self.config.rms_norm_eps)
-        states = self.pool.call(lambda job: [self._token_states(job, ids) for ids in texts])
-        return [reference.rms_norm(states_TD, self._norm, eps) for states_TD in states]
+        return self.pool.call(lambda job: [self._token_states(job, ids) for ids in texts])
 
     def _token_states(self, job: Job[Workspace], ids: Sequence[int]) -> NDArray[np.float32]:
         none = job.workspace.kept.none
@@ -170,9 +180,10 @@ class NumbaBackend:
     def _stages(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[Any]]]:
         def prepare(job: Job[Workspace]) -> tuple[Any, ...]:
             none = job.workspace.kept.none
-            return self._arguments(job, texts, none, none)[0]
+            return self._arguments(job, texts, none, none, every_token=True)[0]
 
-        layers, weights, work, stream, *_, eps, group, head_dim, _ = self.pool.call(prepare)
+        whole = self.pool.call(prepare)
+        layers, weights, work, stream, *_, eps, group, head_dim, _ = whole
         ends = np.cumsum([len(ids) for ids in texts])
         parts = {"self_attn": np.zeros_like(work.x), "mlp": np.zeros_like(work.x)}
 
@@ -190,7 +201,8 @@ class NumbaBackend:
             for name, part in parts.items():
                 yield f"layers.{i}.{name}", rows(part)
             yield f"layers.{i}", rows(work.x)
-        states = reference.rms_norm(rows(work.x), self._norm, eps)
+        self.pool.call(lambda job: job.run(encode, 0, *whole[1:-1], job.team))  # of no layer: the norm
+        states = rows(work.x)
         yield "norm", states
         yield "pooled", reference.normalize(states[ends - 1])
 
@@ -253,7 +265,7 @@ class NumbaBackend:
         panels = -(-len(positions) // 16)
         longest = int(positions.max()) + 1
         if len(workspace.cos) < longest:
-            workspace.cos, workspace.sin = reference.rope_table(longest, c.head_dim, c.rope_theta)
+            workspace.cos, workspace.sin = rope_table(longest, c.head_dim, c.rope_theta)
         position = np.zeros(panels * 16, np.int64)
         position[: len(positions)] = positions
         places = np.full((panels, 16), nowhere, np.float32)  # of lanes behind the end, too

@@ -134,5 +134,8 @@ def normalize(x_BD, dim=None):
     """Unit vectors of the first `dim` channels: the model is trained so that any prefix of 32 or more is an
     embedding too (Matryoshka, arXiv:2205.13147). Cut first, then normalise."""
     x_BD = x_BD[..., :dim]
-    length_B1 = np.linalg.norm(x_BD, axis=-1, keepdims=True)
-    return x_BD / np.maximum(length_B1, 1e-12).astype(x_BD.dtype)  # PyTorch's bound: a zero vector stays zero
+    # In float64, and by cumsum, which adds in order: the engine uses this too, and has the same bits on every
+    # CPU.
+    squared_B1 = np.cumsum(np.square(x_BD, dtype=np.float64), axis=-1)[..., -1:]
+    length_B1 = np.maximum(np.sqrt(squared_B1), 1e-12)  # PyTorch's bound: a zero vector stays zero
+    return x_BD / length_B1.astype(x_BD.dtype)

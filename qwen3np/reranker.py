@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ ENOUGH = 4  # documents of one query that are computed apart from other queries'
 
 
 def sigmoid(x: NDArray[Any]) -> NDArray[Any]:
-    """1 / (1 + e^-x), without overflow."""
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
+    """1 / (1 + e^-x), in decimals (10 us each): the last bits of np.exp depend on the CPU."""
+    c = Context(prec=25, traps=[])  # beyond its range are infinity and zero, not errors
+    each = [c.divide(Decimal(1), c.add(Decimal(1), c.exp(Decimal(-float(value))))) for value in np.ravel(x)]
+    return np.array(each, x.dtype).reshape(x.shape)
 
 
 class Reranker(DropIn, PickledByArguments):
@@ -59,7 +61,7 @@ class Reranker(DropIn, PickledByArguments):
         names none.
         activation_fn: what `predict` makes of scores; default: the probability.
         revision, cache_folder, local_files_only, token: as in huggingface_hub.
-        backend, matmul_precision, num_threads: as for Embedder.
+        backend, matmul_precision, num_threads, reproducible: as for Embedder.
 
     instruction, max_length (or max_seq_length), prompts, default_prompt_name and activation_fn can be set
     later, with the same checks. Other arguments of sentence-transformers are accepted where they change no
@@ -90,6 +92,7 @@ class Reranker(DropIn, PickledByArguments):
         backend: str = "auto",
         matmul_precision: str = "high",
         num_threads: int | None = None,
+        reproducible: bool = False,
         **torch_only: Any,
     ) -> None:
         renamed = ("token", "cache_folder", "activation_fn", "max_length")
@@ -125,7 +128,7 @@ class Reranker(DropIn, PickledByArguments):
         if "score.weight" not in self.checkpoint.tensors:
             self.answers = modules.answers or self._answers_of_tokenizer()
         self._answer_rows = self._rows(self.answers)
-        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads)
+        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads, reproducible)
 
     def __repr__(self) -> str:
         return f"Reranker({str(self.checkpoint.folder)!r}, backend={self.backend.name!r})"
@@ -247,9 +250,10 @@ class Reranker(DropIn, PickledByArguments):
 
     def logits(self, states: NDArray[np.float32]) -> NDArray[np.float64]:
         """Final states of the prompts' last tokens [pairs, hidden_size] -> logits of "yes" and "no"
-        [pairs, 2], in float64: of two large, nearly equal ones the difference is what counts."""
+        [pairs, 2], in float64: of two large, nearly equal ones the difference is what counts. cumsum adds
+        in order, on every CPU."""
         wide = states.astype(np.float64)
-        return np.stack([(wide * row).sum(axis=1) for row in self._answer_rows], axis=1)
+        return np.stack([np.cumsum(wide * row, axis=1)[:, -1] for row in self._answer_rows], axis=1)
 
     def scores(self, logits: NDArray[np.float64]) -> Scores:
         """Logits of "yes" and "no" [pairs, 2] -> "yes" - "no" [pairs]."""

@@ -36,6 +36,7 @@ class PackedWeights(NamedTuple):
     k_norm: NDArray[Any]
     input_layernorm: NDArray[Any]
     post_attention_layernorm: NDArray[Any]
+    norm: NDArray[Any]
 
 
 def pad(size: int, multiple: int) -> int:
@@ -114,6 +115,7 @@ def pack(
         k_norm=np.empty((L, H), np.float32),
         input_layernorm=np.empty((L, D), np.float32),
         post_attention_layernorm=np.empty((L, D), np.float32),
+        norm=tensors["norm.weight"].widen(),
     )
 
     def words(packed: NDArray[Any]) -> NDArray[np.uint32]:
