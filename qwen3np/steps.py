@@ -21,7 +21,7 @@ TEAM_TOKENS = 1024  # of one of several: a shorter end, on which not all teams w
 # thread at a time, prepares their steps. A text of more than STEP_TOKENS is a step of all threads: so all
 # teams together hold no more than one text of 32,768 tokens would.
 MOST_TEAMS = 16
-BUSY = 0.95  # of the teams' time: what the last steps may leave idle
+BUSY = 0.92  # of the teams' time, at the least; the last steps leave the rest idle
 
 Range = tuple[int, int]
 
@@ -47,12 +47,14 @@ def plan(
     """
     costs = [max(length - known, pad(length, AT_ONCE) // 4) for length in lengths]
     tokens = sum(cost for cost in costs if cost <= STEP_TOKENS)
-    most = most or len(lengths)
-    for size in team_sizes(num_threads, sharing):
+    most = most or num_threads * len(lengths)
+    for size in team_sizes(num_threads, sharing)[:-1]:
         teams = num_threads // size
-        if 1 < teams <= most:
-            rounds = max(1, -(-tokens // (teams * TEAM_TOKENS)))
-            ranges = steps(costs, max(block, tokens / (teams * rounds)), most // teams)
+        rounds = max(1, -(-tokens // (teams * TEAM_TOKENS)))
+        for limit in (tokens / (teams * r) for r in range(rounds, rounds + 3)):
+            if limit < block or teams > most:
+                break
+            ranges = steps(costs, limit, most // teams)
             alone = [r for r in ranges if costs[r[0]] > STEP_TOKENS]
             shared = [r for r in ranges if costs[r[0]] <= STEP_TOKENS]
             if busy([sum(costs[first:last]) for first, last in shared], teams) >= BUSY:
@@ -77,11 +79,12 @@ def busy(costs: Sequence[int], teams: int) -> float:
     return sum(costs) / max(1, teams * max(ends))
 
 
-def steps(costs: Sequence[int], limit: float, most: float) -> list[Range]:
-    """Ranges of texts, in order, of `most` at the most. A text belongs to a range if the half of it fits."""
+def steps(costs: Sequence[int], limit: float, most: int) -> list[Range]:
+    """Ranges of texts, in order: of `most` at the most, and of `limit` tokens or up to half a text more, but
+    never more than STEP_TOKENS, unless it is one text."""
     ranges, first, tokens = [], 0, 0
     for i, cost in enumerate(costs):
-        if i > first and (tokens + cost / 2 > limit or i - first >= most):
+        if i > first and (tokens + cost > min(STEP_TOKENS, limit + cost / 2) or i - first == most):
             ranges.append((first, i))
             first, tokens = i, 0
         tokens += cost
