@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from . import reference
 from .beginnings import Beginning, Beginnings, shared_by, worth_computing
 from .checkpoint import Checkpoint
+from .cores import cores_sharing_cache
 from .engine import Prefix, Stream, Work, encode, layer_stages
 from .kernels import attention, isa, matmul
 from .kernels.compiled import compile_for
@@ -21,11 +22,11 @@ from .kernels.team import new_team
 from .memory import room_for
 from .progress import bar
 from .rope import rope_table
-from .threads import Job, Pool
+from .steps import STEP_TOKENS, Range, plan
+from .threads import Job, Pool, Team
 from .weights import allocate, is_bfloat16, pack, pad
 
 PRECISIONS = ("highest", "high", "medium")
-STEP_TOKENS = 2048
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 GATHER_PANELS = 64  # at a time: a stream of 32,768 tokens at once would take 400 MB beside itself
 # bfloat16 parts of an activation, key or value on tiles. Pairs have one; 0 stands for float32.
@@ -70,8 +71,8 @@ class NumbaBackend:
             raise ValueError(f"matmul_precision = {matmul_precision!r} is not one of {', '.join(PRECISIONS)}")
         if reproducible and matmul_precision == "medium":
             raise ValueError(
-                "matmul_precision = 'medium' and reproducible=True contradict each other: reproducible vectors "
-                "are computed with 'highest'; leave one of them out"
+                "matmul_precision = 'medium' and reproducible=True contradict each other: reproducible "
+                "vectors are computed with 'highest'; leave one of them out"
             )
         self.reproducible = reproducible
         self.matmul_precision = matmul_precision = "highest" if reproducible else matmul_precision
@@ -85,6 +86,7 @@ class NumbaBackend:
         self.config = checkpoint.config
         none = self._beginning(())
         self._new_workspace = partial(Workspace, none)
+        self._sharing = cores_sharing_cache()
         self.pool: Pool[Workspace] = Pool(num_threads, self._new_workspace)
         self._embed_tokens = checkpoint.weights().embed_tokens
         self._release = checkpoint.release
@@ -132,16 +134,24 @@ class NumbaBackend:
             self._run(job, [ids], kept.longest(ids), beginning)
             kept.add(beginning)
         known = kept.longest(shared_by(texts))
-        for first, last in steps([len(ids) for ids in texts], len(known), most):
-            states[first:last] = self._run(job, texts[first:last], known, kept.none)
+
+        def step(team: Team[Workspace], texts_of: Range) -> None:
+            first, last = texts_of
+            states[first:last] = self._run(team, texts[first:last], known, kept.none)
             job.advance(last - first)
+
+        for threads, ranges in self._plan([len(ids) for ids in texts], len(known), most):
+            job.in_teams(threads, step, ranges)
         return states
 
+    def _plan(self, lengths: list[int], known: int, most: int | None) -> list[tuple[int, list[Range]]]:
+        return plan(lengths, known, most, self.num_threads, self._sharing, 16 * self._block_panels)
+
     def _run(
-        self, job: Job[Workspace], texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning
+        self, team: Team[Workspace], texts: Sequence[Sequence[int]], known: Beginning, saved: Beginning
     ) -> NDArray[np.float32]:
-        arguments, pooled_x = self._arguments(job, texts, known, saved)
-        job.run(encode, *arguments)
+        arguments, pooled_x = self._arguments(team, texts, known, saved)
+        team.run(encode, *arguments)
         pooled_TD = pooled_x.transpose(0, 2, 1).reshape(-1, pooled_x.shape[1])
         return pooled_TD[: len(texts), : self.config.hidden_size]
 
@@ -197,18 +207,18 @@ class NumbaBackend:
                 part[:] = 0
             arguments = (i, weights, work, stream, *parts.values(), eps, group, head_dim)
             compile_for(layer_stages, (*arguments, new_team(), 0, 1), self._variant)
-            self.pool.call(lambda job, a=arguments: job.run(layer_stages, *a, job.team))  # type: ignore[misc]
+            self.pool.call(lambda job, a=arguments: job.run(layer_stages, *a, job.counters))  # type: ignore[misc]
             for name, part in parts.items():
                 yield f"layers.{i}.{name}", rows(part)
             yield f"layers.{i}", rows(work.x)
-        self.pool.call(lambda job: job.run(encode, 0, *whole[1:-1], job.team))  # of no layer: the norm
+        self.pool.call(lambda job: job.run(encode, 0, *whole[1:-1], job.counters))  # of no layer: the norm
         states = rows(work.x)
         yield "norm", states
         yield "pooled", reference.normalize(states[ends - 1])
 
     def _arguments(
         self,
-        job: Job[Workspace],
+        team: Team[Workspace],
         texts: Sequence[Sequence[int]],
         known: Beginning,
         saved: Beginning,
@@ -216,7 +226,7 @@ class NumbaBackend:
     ) -> tuple[tuple[Any, ...], NDArray[Any]]:
         """What the kernel takes for one step, up to the thread's number; and the array of its result. With
         every_token the result is the stream, `Work.x`."""
-        c, workspace = self.config, job.workspace
+        c, workspace = self.config, team.workspace
         lengths = np.array([len(ids) for ids in texts])
         own = lengths - len(known)  # tokens that the stream holds
         ends = np.cumsum(own)
@@ -225,7 +235,7 @@ class NumbaBackend:
         places = -(-lengths // AT_ONCE) * AT_ONCE
         key_begins, keys = np.cumsum(places) - places, int(places.sum())
         panels, pooled_panels = -(-ends[-1] // 16), -(-len(texts) // 16)
-        work = self._work(workspace, panels, keys)
+        work = self._work(workspace, panels, keys, team.num_threads)
         ids = np.concatenate([np.asarray(ids[len(known) :], np.int64) for ids in texts])
         for first in range(0, panels, GATHER_PANELS):
             x = work.x[first : first + GATHER_PANELS]
@@ -248,7 +258,7 @@ class NumbaBackend:
             Prefix(b.keys, b.values, pad(len(b), AT_ONCE), key_begins.astype(np.int64))
             for b in (known, saved)
         )
-        fixed = (np.float32(c.rms_norm_eps), group, c.head_dim, job.team)
+        fixed = (np.float32(c.rms_norm_eps), group, c.head_dim, team.counters)
         stream_arguments = (everything, pooled_x, pooled, ends[: 0 if every_token else None] - 1)
         return (c.num_hidden_layers, self._weights, work, *stream_arguments, *prefixes, *fixed), pooled_x
 
@@ -277,7 +287,7 @@ class NumbaBackend:
         starts = np.searchsorted(panel_of, np.arange(panels + 1))
         return Stream(lanes(workspace.cos), lanes(workspace.sin), places, starts, segments)
 
-    def _work(self, workspace: Workspace, panels: int, keys: int) -> Work:
+    def _work(self, workspace: Workspace, panels: int, keys: int, num_threads: int) -> Work:
         c = self.config
         H, F = c.head_dim, pad(c.intermediate_size, 32)
         NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
@@ -300,7 +310,7 @@ class NumbaBackend:
             kv=workspace.array("kv", (fixed, pad(2 * KH, 32), 16)),
             attended=self._operand(workspace, "attended", pad(NH, 32)),
             act=self._operand(workspace, "act", F),
-            scratch=workspace.array("scratch", (self.num_threads, scratch)),
+            scratch=workspace.array("scratch", (num_threads, scratch)),
         )
 
     def _operand(self, workspace: Workspace, name: str, rows: int) -> NDArray[Any]:
@@ -310,20 +320,6 @@ class NumbaBackend:
         if self._parts:
             return workspace.array(name, (self._block_panels, rows // 2, 32), np.uint16)
         return workspace.array(name, (self._block_panels, rows, 16))
-
-
-def steps(lengths: Sequence[int], known: int = 0, most: int | None = None) -> list[tuple[int, int]]:
-    """Ranges of texts that are computed together: as many as fit into STEP_TOKENS, or one that does not. The
-    first `known` tokens of each are not computed again; but a text's keys take places, and four of those
-    count as a token."""
-    ranges, first, tokens = [], 0, 0
-    for i, length in enumerate(lengths):
-        cost = max(length - known, pad(length, AT_ONCE) // 4)
-        if i > first and (tokens + cost > STEP_TOKENS or i - first == most):
-            ranges.append((first, i))
-            first, tokens = i, 0
-        tokens += cost
-    return [*ranges, (first, len(lengths))] if len(lengths) else []
 
 
 def text_segments(

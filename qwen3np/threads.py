@@ -1,10 +1,11 @@
-"""A pool of threads that run one kernel side by side, behind a queue of jobs.
+"""A pool of threads that run kernels side by side, in one team or in several, behind a queue of jobs.
 
-A caller hands a job over and waits. The job runs on the pool's first thread, and what calls write, the
-workspace, is touched there alone. Python runs signal handlers on the main thread, never on a pool's, so the
-exception of one (Ctrl-C, a timeout) leaves nothing half done: wherever it strikes the caller, the job is
-cancelled, its threads stop at their next block, and the next job finds the workspace in order. Kernels hold
-no GIL, so these threads are as good as C threads.
+A caller hands a job over and waits. The job runs on the pool's first thread, as the team of all threads,
+and may part them into smaller teams that work on an item each. What calls write, a workspace, belongs to the
+first thread of a team, and is touched there alone. Python runs signal handlers on the main thread, never on
+a pool's, so the exception of one (Ctrl-C, a timeout) leaves nothing half done: wherever it strikes the
+caller, the job is cancelled, its threads stop at their next block, and the next job finds the workspaces in
+order. Kernels hold no GIL, so these threads are as good as C threads.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .cores import thread_count
 from .kernels.team import STOP, new_team
@@ -38,61 +43,109 @@ if hasattr(os, "register_at_fork"):
 
 
 class Cancelled(Exception):
-    """Ends a job whose caller has gone."""
+    """Ends a job whose caller has gone, or of which a team has failed."""
 
 
-class Job(Generic[Workspace]):
-    """One call of a function on a pool's first thread: `function(job)`.
+class Team(Generic[Workspace]):
+    """Threads that run kernels side by side: the one that calls `run`, and its helpers.
 
-    workspace: what the pool's jobs keep from one to the next.
-    team: the counters of the kernels' barriers, for this job alone.
+    workspace: what the teams of this first thread keep from one job to the next.
+    counters: of the kernels' barriers, for this team in this job.
     """
 
-    workspace: Workspace
+    def __init__(
+        self, helpers: list[SimpleQueue[Any]], workspace: Workspace, counters: NDArray[np.int64]
+    ) -> None:
+        self._helpers = helpers
+        self.num_threads = 1 + len(helpers)
+        self.workspace, self.counters = workspace, counters
 
-    def __init__(self, function: Callable[[Job[Workspace]], Any], forks: int) -> None:
+    def run(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        """kernel(*arguments, thread, num_threads) on every thread of the team; returns when all are done.
+
+        Raises Cancelled when the job is to end, and what a thread raised."""
+        self.check()
+        n = self.num_threads
+        _side_by_side(self._helpers, [partial(kernel, *arguments, thread, n) for thread in range(n)])
+        self.check()
+
+    def check(self) -> None:
+        """Raise Cancelled when the job is to end."""
+        if self.counters[STOP]:
+            raise Cancelled
+
+
+class Job(Team[Workspace]):
+    """One call of a function on a pool's first thread: `function(job)`. It is the team of all threads."""
+
+    def __init__(self, function: Callable[[Job[Workspace]], Any], crew: _Crew) -> None:
+        self._workspaces: list[Workspace] = crew.workspaces
+        self._counters = [new_team() for _ in crew.workspaces]  # of the teams that begin with each thread
+        super().__init__(crew.helpers, self._workspaces[0], self._counters[0])
         self._function: Callable[[Job[Workspace]], Any] | None = function
-        self._helpers: list[SimpleQueue[Any]] = []
         self._wake = threading.Lock()
         self._wake.acquire()
-        self._forks = forks  # of the threads that it is for
-        self.team = new_team()
+        self._advancing = threading.Lock()  # never the caller's
+        self._forks = crew.forks  # of the threads that it is for
         self.started = self.done = self.cancelled = False
         self.advanced = 0
         self.result: Any = None
         self.error: BaseException | None = None
 
-    def run(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        """kernel(*arguments, thread, num_threads) on every thread of the pool; returns when all are done.
+    def in_teams(self, size: int, function: Callable[[Team[Workspace], Any], None], items: list[Any]) -> None:
+        """function(team, item) for every item, each on the next team of `size` threads that is free; returns
+        when all are done. `size` divides the number of threads.
 
-        Raises Cancelled when the caller has gone, and what a thread raised."""
+        Raises Cancelled, and what the function raised; then the other teams end at their next block, too."""
+        if size == self.num_threads:
+            for item in items:
+                function(self, item)
+            return
+        waiting: SimpleQueue[Any] = SimpleQueue()
+        for item in (*items, *[None] * (self.num_threads // size)):
+            waiting.put(item)
+        work = []
+        for first in range(0, self.num_threads, size):
+            helpers = self._helpers[first : first + size - 1]  # thread i is helper i - 1
+            team = Team(helpers, self._workspaces[first], self._counters[first])
+            work.append(partial(self._work, team, function, waiting))
+        _side_by_side(self._helpers[size - 1 :: size], work)
         self.check()
-        ended: SimpleQueue[BaseException | None] = SimpleQueue()
-        num_threads = 1 + len(self._helpers)
-        # All are made before one is handed over: a thread alone would wait for the others for ever.
-        shares = [(kernel, (*arguments, thread, num_threads), ended) for thread in range(1, num_threads)]
-        for queue, share in zip(self._helpers, shares, strict=True):
-            queue.put(share)
-        failures = [_attempt(kernel, (*arguments, 0, num_threads)), *(ended.get() for _ in self._helpers)]
-        for failure in failures:
-            if failure is not None:
-                raise failure
-        self.check()
+
+    def _work(
+        self,
+        team: Team[Workspace],
+        function: Callable[[Team[Workspace], Any], None],
+        waiting: SimpleQueue[Any],
+    ) -> None:
+        """On a team's first thread, as long as items wait."""
+        try:
+            while (item := waiting.get()) is not None:
+                self.check()
+                function(team, item)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Let all teams end at their next block."""
+        self.cancelled = True
+        for counters in self._counters:
+            counters[STOP] = 1
 
     def check(self) -> None:
-        """Raise Cancelled when the caller has gone."""
         if self.cancelled:
             raise Cancelled
 
     def advance(self, steps: int) -> None:
-        """Let the caller know of progress."""
-        self.advanced += steps
-        self._notify()
+        """Let the caller know of progress. Any team may."""
+        with self._advancing:
+            self.advanced += steps
+            self._notify()
 
-    def execute(self, helpers: list[SimpleQueue[Any]], workspace: Workspace) -> None:
+    def execute(self) -> None:
         """On the pool's first thread."""
         self.started = True  # before it looks at `cancelled`; `settle` looks at them the other way round
-        self._helpers, self.workspace = helpers, workspace
         try:
             self.check()
             assert self._function is not None
@@ -129,7 +182,7 @@ class Job(Generic[Workspace]):
         struck = None
         while True:
             try:
-                self.team[STOP] = 1
+                self.cancel()
                 while self.started and not self.done:
                     self._wait()
                 break
@@ -153,7 +206,7 @@ class Job(Generic[Workspace]):
             )
 
     def _notify(self) -> None:
-        if self._wake.locked():  # only the pool's first thread releases it
+        if self._wake.locked():  # one of the pool's threads at a time releases it
             self._wake.release()
 
 
@@ -163,7 +216,7 @@ class Pool(Generic[Workspace]):
 
     Args:
         num_threads: default: the cores this process may use.
-        workspace: makes what jobs keep from one to the next.
+        workspace: makes what a thread's jobs keep from one to the next.
     """
 
     def __init__(self, num_threads: int | None = None, workspace: Callable[[], Any] = lambda: None) -> None:
@@ -179,13 +232,13 @@ class Pool(Generic[Workspace]):
         """function(job) on the pool's first thread, behind the jobs of other callers; returns its result.
 
         Args:
-            function: may call `job.run`, which runs a kernel on all threads.
+            function: may call `job.run`, which runs a kernel on all threads, and `job.in_teams`.
             progress: called on this thread with the steps that `job.advance` was told of since the last call.
 
         Raises what the function raised. An exception of a signal handler or of `progress` cancels the job,
         and is raised when no thread works on it any more."""
         crew = self._started()
-        job: Job[Workspace] = Job(function, crew.forks)
+        job: Job[Workspace] = Job(function, crew)
         try:
             crew.jobs.put(job)
             job.wait(progress)
@@ -202,51 +255,69 @@ class Pool(Generic[Workspace]):
             with _starting:
                 crew = self._crew
                 if crew is None or crew.forks != _forks:
-                    self._crew = crew = _Crew(self.num_threads, self._workspace())
+                    self._crew = crew = _Crew([self._workspace() for _ in range(self.num_threads)])
         return crew
 
 
 class _Crew:
-    """The threads of a pool in one process. They end with this object."""
+    """The threads of a pool in one process, each with a workspace. They end with this object."""
 
-    def __init__(self, num_threads: int, workspace: Any) -> None:
+    def __init__(self, workspaces: list[Any]) -> None:
         self.forks = _forks
+        self.workspaces = workspaces
         self.jobs: SimpleQueue[Any] = SimpleQueue()
-        helpers: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(num_threads - 1)]
+        self.helpers: list[SimpleQueue[Any]] = [SimpleQueue() for _ in workspaces[1:]]
         # Not at the interpreter's exit: functions registered with atexit may still call, and the threads are
         # daemons.
-        weakref.finalize(self, _end, [self.jobs, *helpers], _forks).atexit = False
+        weakref.finalize(self, _end, [self.jobs, *self.helpers], _forks).atexit = False
         # The threads refer to the queues, not to this object.
-        threads = [threading.Thread(target=_lead, args=(self.jobs, helpers, workspace))]
-        threads += [threading.Thread(target=_help, args=(queue,)) for queue in helpers]
+        threads = [threading.Thread(target=_lead, args=(self.jobs,))]
+        threads += [threading.Thread(target=_help, args=(queue,)) for queue in self.helpers]
         for number, thread in enumerate(threads):
             thread.name, thread.daemon = f"qwen3np-{number}", True
             try:
                 thread.start()
             except RuntimeError as error:
                 raise OSError(
-                    f"thread {number + 1} of {num_threads} cannot be started ({error}): raise the limit on "
+                    f"thread {number + 1} of {len(threads)} cannot be started ({error}): raise the limit on "
                     "threads or memory (ulimit -u, ulimit -v, a container's pids limit), or set num_threads "
                     "lower"
                 ) from error
 
 
-def _lead(jobs: SimpleQueue[Any], helpers: list[SimpleQueue[Any]], workspace: Any) -> None:
+def _lead(jobs: SimpleQueue[Any]) -> None:
     while (job := jobs.get()) is not None:
-        job.execute(helpers, workspace)
+        job.execute()
         del job  # a sleeping thread keeps no arrays alive
 
 
 def _help(queue: SimpleQueue[Any]) -> None:
     while (share := queue.get()) is not None:
-        kernel, arguments, ended = share
-        ended.put(_attempt(kernel, arguments))
-        del share, kernel, arguments, ended
+        call, ended = share
+        ended.put(_attempt(call))
+        del share, call, ended
 
 
-def _attempt(kernel: Callable[..., None], arguments: tuple[Any, ...]) -> BaseException | None:
+def _side_by_side(helpers: list[SimpleQueue[Any]], calls: Sequence[Callable[[], None]]) -> None:
+    """The first call on this thread, each other one on a helper; returns when all are done, and raises what
+    one raised. They are all made before one is handed over: a thread alone would wait for the others for
+    ever."""
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    shares = [(call, ended) for call in calls]
+    for helper, share in zip(helpers, shares[1:], strict=True):
+        helper.put(share)
+    errors = list(filter(None, [_attempt(calls[0]), *(ended.get() for _ in helpers)]))
+    errors.sort(key=lambda error: isinstance(error, Cancelled))  # maybe for the error of another
     try:
-        kernel(*arguments)
+        if errors:
+            raise errors[0]
+    finally:
+        errors.clear()  # their tracebacks refer to this frame
+
+
+def _attempt(call: Callable[[], None]) -> BaseException | None:
+    try:
+        call()
     except BaseException as error:
         return error
     return None

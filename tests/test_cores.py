@@ -11,7 +11,7 @@ import pytest
 
 from qwen3np import Embedder, cores, memory
 from qwen3np.checkpoint import Checkpoint
-from qwen3np.cores import thread_count, usable_cores
+from qwen3np.cores import cores_sharing_cache, performance_cores, thread_count, usable_cores
 from qwen3np.threads import Pool
 from qwen3np.weights import allocate, is_bfloat16, pack
 
@@ -86,6 +86,81 @@ def test_cores_follow_the_control_groups(tmp_path, monkeypatch, case):
     assert usable_cores(tmp_path / "another system") == 8
 
 
+def devices(root: Path, files: dict[str, str]) -> Path:
+    """A folder with files of /sys/devices."""
+    for name, text in files.items():
+        (root / "sys/devices" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys/devices" / name).write_text(text + "\n")
+    return root
+
+
+def of_cpus(name: str, *values: tuple[int, object]) -> dict[str, str]:
+    """A file of every CPU: so many with a value, so many with the next."""
+    cpus = [value for count, value in values for _ in range(count)]
+    return {f"system/cpu/cpu{cpu}/{name}": str(value) for cpu, value in enumerate(cpus)}
+
+
+FREQUENCY, CAPACITY = "cpufreq/cpuinfo_max_freq", "cpu_capacity"
+SIBLINGS = of_cpus("topology/thread_siblings_list", *((2, f"{cpu}-{cpu + 1}") for cpu in range(0, 12, 2)))
+HYBRID = {
+    "nothing is told": ({}, 8, None),
+    "all are alike": (of_cpus(FREQUENCY, (8, 4000000)), 8, None),
+    "two turn a little faster": (of_cpus(FREQUENCY, (2, 5200000), (6, 5000000)), 8, None),
+    "six of Intel's performance cores, with two threads each, and eight of the others": (
+        of_cpus(FREQUENCY, (12, 5000000), (8, 3800000)) | SIBLINGS | {"cpu_atom/cpus": "12-19"}, 20, 6,
+    ),
+    "two, and eight of the others": (
+        of_cpus(FREQUENCY, (2, 5000000), (8, 3800000)) | {"cpu_atom/cpus": "2-9"}, 10, None,
+    ),
+    "two, eight of the others and two of the slowest": (
+        of_cpus(FREQUENCY, (2, 5000000), (8, 3800000), (2, 2500000)) | {"cpu_atom/cpus": "2-11"}, 12, 10,
+    ),
+    "ARM, four of each": (of_cpus(CAPACITY, (4, 414), (4, 1024)), 8, 4),
+    "ARM, one fast, three nearly so": (of_cpus(CAPACITY, (4, 300), (3, 850), (1, 1024)), 8, 4),
+    "a process that is bound to the slow ones": (of_cpus(CAPACITY, (4, 414), (4, 1024)), 4, None),
+    "not told of all": (of_cpus(CAPACITY, (4, 414), (3, 1024)), 8, None),
+    "rubbish": (of_cpus(CAPACITY, (8, "many")), 8, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HYBRID.values(), ids=HYBRID.keys())
+def test_slow_cores_do_not_set_the_pace(tmp_path, monkeypatch, case):
+    """Of the default; a caller may ask for all."""
+    files, cpus, expected = case
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cpus), raising=False)
+    monkeypatch.setattr(cores.sys, "platform", "linux")
+    found = performance_cores(devices(tmp_path, files))
+    assert found == expected
+    monkeypatch.setattr(cores, "usable_cores", lambda: cpus)
+    monkeypatch.setattr(cores, "performance_cores", lambda: found)
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert thread_count() == (expected or cpus)
+    assert thread_count(cpus) == cpus
+
+
+def cache(level: int, *shared: tuple[int, str]) -> dict[str, str]:
+    """A cache of every CPU."""
+    files = of_cpus(f"cache/index{level}/shared_cpu_list", *shared)
+    return files | {name.replace("shared_cpu_list", "level"): str(level) for name in files}
+
+
+CACHES = {
+    "nothing is told": ({}, 8, 8),
+    "one for all": (cache(3, (8, "0-7")), 8, 8),
+    "two": (cache(3, (4, "0-3"), (4, "4-7")) | cache(2, (8, "0")), 8, 4),
+    "of one and a half the process may use": (cache(3, (4, "0-3"), (4, "4,5-7")), 6, 2),
+    "no third level": (cache(2, (4, "0-3")), 4, 4),
+}
+
+
+@pytest.mark.parametrize("case", CACHES.values(), ids=CACHES.keys())
+def test_cores_that_share_a_cache(tmp_path, monkeypatch, case):
+    files, cpus, expected = case
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cpus), raising=False)
+    assert cores_sharing_cache(devices(tmp_path, files)) == expected
+
+
 @pytest.mark.parametrize(
     ("omp", "numba", "expected"),
     [
@@ -102,6 +177,7 @@ def test_cores_follow_the_control_groups(tmp_path, monkeypatch, case):
 )
 def test_the_environment_bounds_the_default_and_nothing_else(monkeypatch, omp, numba, expected):
     monkeypatch.setattr(cores, "usable_cores", lambda: 8)
+    monkeypatch.setattr(cores, "performance_cores", lambda: None)
     monkeypatch.setenv("OMP_NUM_THREADS", omp)
     monkeypatch.setenv("NUMBA_NUM_THREADS", numba)
     assert thread_count() == expected
