@@ -20,9 +20,10 @@ import numpy as np
 import torch
 import transformers
 
-from qwen3np import Embedder, parity, reference
-from qwen3np.numba_backend import PRECISIONS, NumbaBackend
-from qwen3np.synth import massive_token_ids, synthesize
+from qwen3np import Embedder, reference
+from qwen3np.runtime.numba_backend import PRECISIONS, NumbaBackend
+from qwen3np.synth.checkpoints import massive_token_ids, synthesize
+from qwen3np.verify.transformers import transformers_vectors
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 LENGTHS = (*[8] * 6, *[40] * 6, *[200] * 6, 2048)
@@ -47,8 +48,8 @@ def main(folder: Path) -> None:
     backends = [model.backend, *(NumbaBackend(model.checkpoint, precision) for precision in PRECISIONS)]
     vectors = {f"qwen3np {backend!r}": reference.normalize(backend.encode(texts)) for backend in backends}
     for name in ("float32", "bfloat16", "float16"):
-        vectors[f"PyTorch {name}"] = parity.transformers_vectors(folder, texts, name)
-    truth = parity.transformers_vectors(folder, texts, "float64")
+        vectors[f"PyTorch {name}"] = transformers_vectors(folder, texts, name)
+    truth = transformers_vectors(folder, texts, "float64")
     rows = []
     for name, v in vectors.items():
         v = v.astype(np.float64)

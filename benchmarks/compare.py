@@ -20,7 +20,7 @@ from report import markdown, number
 from workers import LAYERS, Worker, models, say, timer
 from workloads import VOCABULARY, Workload, texts_of
 
-from qwen3np.cores import usable_cores
+from qwen3np.runtime.cores import usable_cores
 
 SECONDS = 40.0  # of timed runs of the old version at a workload
 NARROW = 0.01  # so that a percent can be told, where there is time for it

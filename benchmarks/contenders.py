@@ -78,7 +78,7 @@ class WithoutSharing(Ours):
     """qwen3np as if no two texts began alike."""
 
     def encode_texts(self, texts: list[str], prompt: str) -> np.ndarray:
-        from qwen3np import beginnings
+        from qwen3np.runtime import prefix_cache as beginnings
 
         beginnings.SHORTEST = 1 << 30
         return super().encode_texts(texts, prompt)
@@ -110,7 +110,7 @@ class Transformers:
         """The model card's code: padded in front, the logits of the last position."""
         from transformers import AutoModelForCausalLM
 
-        from qwen3np.tokenizer import RerankerTokenizer
+        from qwen3np.loading.tokenizer import RerankerTokenizer
 
         if not hasattr(self, "reranker"):
             self.reranker = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()

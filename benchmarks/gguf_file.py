@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from qwen3np.checkpoint import Checkpoint
+from qwen3np.loading.checkpoint import Checkpoint
 
 BLOCK = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",

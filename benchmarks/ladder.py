@@ -20,11 +20,11 @@ import numpy as np
 import roofline
 from machine import about, describe
 from numba import njit
-from qwen3np.kernels.lanes import fma, load, splat, store
 from qwen3np.kernels.micro_kernel import BLOCK_ROWS, sixteen_rows
+from qwen3np.kernels.simd import fma, load, splat, store
 
-from qwen3np.checkpoint import widen
-from qwen3np.synth import to_bfloat16
+from qwen3np.loading.checkpoint import widen
+from qwen3np.synth.checkpoints import to_bfloat16
 from qwen3np.table import table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import binding
 from qwen3np.kernels import isa
 
-from qwen3np.cores import usable_cores
+from qwen3np.runtime.cores import usable_cores
 
 PACKAGES = (
     "qwen3np", "numpy", "numba", "torch", "transformers", "sentence-transformers", "zentorch", "openvino",

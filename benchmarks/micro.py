@@ -17,7 +17,7 @@ from typing import Any
 import roofline
 from machine import about, describe
 
-from qwen3np.synth import LIKE
+from qwen3np.synth.checkpoints import LIKE
 from qwen3np.table import table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -20,7 +20,7 @@ from typing import Any
 
 from contenders import CONTENDERS
 
-from qwen3np.cores import usable_cores
+from qwen3np.runtime.cores import usable_cores
 
 ROUNDS = 3
 # One of each package: what is measured here hardly depends on the precision.

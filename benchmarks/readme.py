@@ -18,7 +18,7 @@ import micro
 import report
 from machine import describe
 
-from qwen3np.synth import synthesize
+from qwen3np.synth.checkpoints import synthesize
 
 ROOT = Path(__file__).parent.parent
 READING_ORDER = {

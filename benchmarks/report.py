@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pairs
 from caps import capped, split
 
-from qwen3np.numba_backend import PARTS
-from qwen3np.synth import LIKE
+from qwen3np.runtime.numba_backend import PARTS
+from qwen3np.synth.checkpoints import LIKE
 
 RESULTS = Path(__file__).parent / "results"
 HIGH, MEDIUM = "qwen3np high", "qwen3np medium"

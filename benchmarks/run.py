@@ -42,7 +42,7 @@ from qwen3np.kernels import isa
 from workers import DEPTHS, LAYERS, Extrapolated, Worker, models, say, timer
 from workloads import BARS, CAPPED, PRECISIONS, PYTORCH, SENTENCE, Rerank, Workload, workloads
 
-from qwen3np.cores import usable_cores
+from qwen3np.runtime.cores import usable_cores
 
 RESULTS = Path(__file__).parent / "results" / "run.json"
 THREADS = min(2, usable_cores())

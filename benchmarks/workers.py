@@ -16,7 +16,7 @@ from caps import environment, split
 from contenders import interpreter, preload
 from workloads import RERANK_INSTRUCTION, Rerank, Workload
 
-from qwen3np.synth import synthesize
+from qwen3np.synth.checkpoints import synthesize
 
 PAUSE = 0.1  # seconds before a run: threads that wait by spinning have gone to sleep by then
 LAYERS = 28

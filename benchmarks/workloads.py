@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3np.tokenizer import EmbeddingTokenizer, RerankerTokenizer
+from qwen3np.loading.tokenizer import EmbeddingTokenizer, RerankerTokenizer
 
 Ids = list[list[int]]
 

@@ -27,13 +27,13 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .compiled import inline
-from .keys_values import AT_ONCE, padded
-from .lanes import LANE, any_lane, both, exp2, fma, load, maximum, select, splat, store
+from .amx import TILE, Left, Right, Sums, configure, multiply_tiles, release, tiled
+from .jit import inline
+from .kv_layout import AT_ONCE, padded
 from .micro_kernel import kind_of, panels_at_once, product
 from .panels import pairs_of_rounded, put_lanes, put_parts, rounded
+from .simd import LANE, any_lane, both, exp2, fma, load, maximum, select, splat, store
 from .team import TASKS, atomic_add
-from .tiles import TILE, Left, Right, Sums, configure, multiply_tiles, release, tiled
 
 CHUNK = 256  # keys: their scores (16 KB a head) stay in L1, their values in L2
 LOWEST = np.float32(-1e30)  # below any score; with -inf, a lane that sees nothing would compute inf - inf

@@ -21,13 +21,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from .compiled import inline
+from .amx import TILE, configure, release, rows_of_tiles, tiled
 from .isa import has_feature, zen
-from .lanes import i64, load, pointer, store, v16, v16i, vector_load, vector_store
+from .jit import inline
 from .micro_kernel import kind_of, panels_at_once, product
 from .panels import ROWS, put_rows, silu
+from .simd import i64, load, pointer, store, v16, v16i, vector_load, vector_store
 from .team import share
-from .tiles import TILE, configure, release, rows_of_tiles, tiled
 
 # Intel's AVX-512 widens on the two ports of its multiply-adds: 126 to 140 GFLOP/s in registers, 187 from
 # float32 (Sapphire Rapids, two threads). There, from WIDEN_FROM panels on, 16 rows of W are widened once for

@@ -19,10 +19,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from .compiled import inline
 from .isa import has_feature
-from .lanes import broadcast, f32, i8, i32, i64, llvm, pointer, v32b, vector_load, vector_store
+from .jit import inline
 from .panels import ROWS
+from .simd import broadcast, f32, i8, i32, i64, llvm, pointer, v32b, vector_load, vector_store
 
 # Bytes: at 16 tokens the weights come from memory at 13 GB/s a core with this, and at 6 without.
 PREFETCH = 8192

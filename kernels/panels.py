@@ -15,8 +15,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from .compiled import inline
-from .lanes import (
+from .jit import inline
+from .simd import (
     constant,
     exp,
     i32,

@@ -16,9 +16,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compiled import inline
 from .isa import has_feature
-from .lanes import i32, pointer
+from .jit import inline
+from .simd import i32, pointer
 
 ARRIVED, GENERATION, TASKS = 0, 8, 16  # 64 bytes apart, so that no two share a cache line
 STOP, STOPPING = 24, 32  # asked from outside at any time; what all threads saw at the latest barrier

@@ -13,20 +13,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import reference
-from .backends import check_backend, make_backend
-from .checkpoint import Checkpoint
-from .distinct import Distinct
-from .drop_in import DropIn
-from .hub import locate
-from .modules import load_modules, max_seq_length_of, open_embedder
-from .pickling import PickledByArguments
-from .progress import progress_bar
+from .interface.drop_in import DropIn
+from .interface.pickling import PickledByArguments
+from .interface.torch_only import accept, check_batch_size, is_int
+from .loading.checkpoint import Checkpoint
+from .loading.hub import locate
+from .loading.st_config import load_modules, max_seq_length_of, open_embedder
+from .loading.texts import as_texts, iterate_texts
+from .loading.tokenizer import Cut, batches
 from .quantization import PRECISIONS, quantize_embeddings
+from .runtime.backend import check_backend, make_backend
+from .runtime.distinct import Distinct
+from .runtime.progress import progress_bar
+from .runtime.soundness import check_states
 from .search import SIMILARITIES, check_similarity, similarity, similarity_pairwise
-from .soundness import check_states
-from .texts import as_texts, iterate_texts
-from .tokenizer import Cut, batches
-from .torch_only import accept, check_batch_size, is_int
 
 logger = logging.getLogger("qwen3np")
 

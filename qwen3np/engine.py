@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from .kernels import attention as attention_kernel
-from .kernels.compiled import entry_point, inline
-from .kernels.keys_values import copy_places, keys_values
+from .kernels.jit import entry_point, inline
+from .kernels.kv_layout import copy_places, keys_values
 from .kernels.matmul import matmul, matmul_add, matmul_swiglu
-from .kernels.norm import query_heads, rms_norm
+from .kernels.norm_rope import query_heads, rms_norm
 from .kernels.team import barrier, share, stopping
 
 

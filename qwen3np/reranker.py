@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import check_backend, make_backend
-from .checkpoint import Checkpoint
-from .distinct import PART_TEXTS, Distinct
-from .drop_in import DropIn
 from .errors import CheckpointError
-from .hub import locate
-from .modules import load_reranker_modules, max_seq_length_of, open_reranker
-from .pickling import PickledByArguments
-from .progress import progress_bar
-from .soundness import check_rows, check_states
-from .texts import Pair, as_pairs, as_texts, shown
-from .tokenizer import Cut, batches
-from .torch_only import accept, check_batch_size, is_int
+from .interface.drop_in import DropIn
+from .interface.pickling import PickledByArguments
+from .interface.torch_only import accept, check_batch_size, is_int
+from .loading.checkpoint import Checkpoint
+from .loading.hub import locate
+from .loading.st_config import load_reranker_modules, max_seq_length_of, open_reranker
+from .loading.texts import Pair, as_pairs, as_texts, shown
+from .loading.tokenizer import Cut, batches
+from .runtime.backend import check_backend, make_backend
+from .runtime.distinct import PART_TEXTS, Distinct
+from .runtime.progress import progress_bar
+from .runtime.soundness import check_rows, check_states
 
 Scores = NDArray[np.float32]
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from qwen3np.kernels import attention, isa, keys_values, matmul, norm, team
+from qwen3np.kernels import attention, isa, matmul, team
+from qwen3np.kernels import kv_layout as keys_values
+from qwen3np.kernels import norm_rope as norm
 
-from qwen3np.checkpoint import widen
-from qwen3np.numba_backend import text_segments
-from qwen3np.synth import to_bfloat16
-from qwen3np.weights import allocate, as_uint32, pack_share, pad
+from qwen3np.loading.checkpoint import widen
+from qwen3np.runtime.numba_backend import text_segments
+from qwen3np.runtime.packed_weights import allocate, as_uint32, pack_share, pad
+from qwen3np.synth.checkpoints import to_bfloat16
 
 EPS = 2.0**-24
 # How operands are stored, and the unit that multiplies them; "tiles n" are of n parts, for AMX. Where the CPU

@@ -1,6 +1,6 @@
 """Trains the small tokenizer that comes with the package, on this project's own text.
 
-    python tests/make_tokenizer.py      writes qwen3np/data/tokenizer.json
+    python tests/make_tokenizer.py      writes qwen3np/synth/tokenizer.json
 
 The same construction as Qwen's (NFC, split regex, byte-level BPE, `<|endoftext|>` appended), 2,000 tokens
 instead of 151,669, so that the demo and the tests run real tokenisation without the Hub.
@@ -49,7 +49,7 @@ def main() -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <|endoftext|>", pair="$A $B <|endoftext|>", special_tokens=[("<|endoftext|>", end)]
     )
-    tokenizer.save(str(ROOT / "qwen3np" / "data" / "tokenizer.json"), pretty=False)
+    tokenizer.save(str(ROOT / "qwen3np" / "synth" / "tokenizer.json"), pretty=False)
     print(f"{tokenizer.get_vocab_size()} tokens from {len(texts)} files")
 
 

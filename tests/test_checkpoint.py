@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from qwen3np import CheckpointError, Embedder
-from qwen3np.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, tensor_shapes
-from qwen3np.config import Config
-from qwen3np.synth import LIKE, safetensors_header, shards
+from qwen3np.loading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, tensor_shapes
+from qwen3np.loading.config import Config
+from qwen3np.synth.checkpoints import LIKE, safetensors_header, shards
 
 CONFIG = {
     "model_type": "qwen3",

@@ -16,13 +16,15 @@ from huggingface_hub import constants
 from tolerances import channel
 from wcwidth import width
 
-from qwen3np import Embedder, __version__, cli, demo
-from qwen3np.backends import BACKENDS
-from qwen3np.cli import main
-from qwen3np.hub import locate
-from qwen3np.numba_backend import PRECISIONS
-from qwen3np.published import CARD_MODEL
-from qwen3np.synth import LIKE
+from qwen3np import Embedder, __version__
+from qwen3np.cli import demo
+from qwen3np.cli import main as cli
+from qwen3np.cli.main import main
+from qwen3np.loading.hub import locate
+from qwen3np.runtime.backend import BACKENDS
+from qwen3np.runtime.numba_backend import PRECISIONS
+from qwen3np.synth.checkpoints import LIKE
+from qwen3np.verify.published import CARD_MODEL
 
 TEXTS = ["The capital of China is Beijing.", "中国\u2028首都", ""]
 

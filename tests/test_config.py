@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwen3np import CheckpointError
-from qwen3np.config import INTEGERS, SUPPORTED, Config
+from qwen3np.loading.config import INTEGERS, SUPPORTED, Config
 
 VALID = {
     "architectures": ["Qwen3ForCausalLM"],

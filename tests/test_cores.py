@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3np import Embedder, cores, memory
-from qwen3np.checkpoint import Checkpoint
-from qwen3np.cores import cores_sharing_cache, performance_cores, thread_count, usable_cores
-from qwen3np.threads import Pool
-from qwen3np.weights import allocate, is_bfloat16, pack
+from qwen3np import Embedder
+from qwen3np.loading.checkpoint import Checkpoint
+from qwen3np.runtime import cores, memory
+from qwen3np.runtime.cores import cores_sharing_cache, performance_cores, thread_count, usable_cores
+from qwen3np.runtime.packed_weights import allocate, is_bfloat16, pack
+from qwen3np.runtime.threads import Pool
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 MAX_V1 = 9223372036854771712  # what version 1 says where there is no limit

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qwen3np import CheckpointError, Embedder
-from qwen3np.checkpoint import SINGLE_FILE, Checkpoint, tensor_shapes
-from qwen3np.synth import synthesize
+from qwen3np.loading.checkpoint import SINGLE_FILE, Checkpoint, tensor_shapes
+from qwen3np.synth.checkpoints import synthesize
 
 
 @pytest.fixture(scope="module")

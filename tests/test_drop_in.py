@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qwen3np import Embedder, Reranker
-from qwen3np.drop_in import CURES
+from qwen3np.interface.drop_in import CURES
 
 TEXTS = ["a", "The capital of China is Beijing.", "中国"]
 PAIRS = [("q", text) for text in TEXTS]
@@ -276,7 +276,7 @@ def test_a_copy_that_fails_leaves_nothing(embedder, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qwen3np.copies.load_json", full)  # the weights are copied by then
+    monkeypatch.setattr("qwen3np.interface.copies.load_json", full)  # the weights are copied by then
     with pytest.raises(OSError, match="No space left"):
         embedder.save_pretrained(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []

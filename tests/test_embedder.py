@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwen3np import Embedder, quantization_ranges, quantize_embeddings, reference
-from qwen3np.published import CARD_DOCUMENTS, CARD_QUERIES
+from qwen3np.verify.published import CARD_DOCUMENTS, CARD_QUERIES
 
 TEXTS = ["", " ", "a", "The capital of China is Beijing.", "中国的首都是北京。", "😀" * 20, "word " * 60]
 UNIT = 4 * 2.0**-23

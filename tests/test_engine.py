@@ -18,10 +18,12 @@ import pytest
 from qwen3np.kernels import isa
 from tolerances import channel
 
-from qwen3np import Embedder, beginnings, engine, reference, synth
-from qwen3np.checkpoint import Checkpoint
-from qwen3np.config import Config
-from qwen3np.numba_backend import NumbaBackend
+from qwen3np import Embedder, engine, reference
+from qwen3np.loading.checkpoint import Checkpoint
+from qwen3np.loading.config import Config
+from qwen3np.runtime import prefix_cache as beginnings
+from qwen3np.runtime.numba_backend import NumbaBackend
+from qwen3np.synth import checkpoints as synth
 
 LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 47, 100, 5, 300, 1, 1, 257)
 # Unit vectors against float64, times sqrt(1024 / hidden_size): the fewer channels, the larger they are. The

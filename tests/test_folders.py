@@ -14,14 +14,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tolerances import channel
 
-from qwen3np import CheckpointError, Embedder, Reranker, published
-from qwen3np.cli import main
-from qwen3np.folder import MEANINGLESS, USED
-from qwen3np.modules import is_reranker
-from qwen3np.synth import LIKE
+from qwen3np import CheckpointError, Embedder, Reranker
+from qwen3np.cli.main import main
+from qwen3np.loading import model_cards
+from qwen3np.loading.folder import MEANINGLESS, USED
+from qwen3np.loading.st_config import is_reranker
+from qwen3np.synth.checkpoints import LIKE
+from qwen3np.verify import published
 
 END, NO_END = "<|endoftext|>", {"post_processor": None}
-TINY = (96, 224, 4, 2048, 32768)  # as in published.SIZES
+TINY = (96, 224, 4, 2048, 32768)  # as in model_cards.SIZES
 EMBEDDING, RERANKER = published.CARD_MODEL, "Qwen/Qwen3-Reranker-0.6B"
 SETTINGS = "config_sentence_transformers.json"
 
@@ -64,7 +66,7 @@ def load_bits(path: Path) -> dict[str, np.ndarray]:
 
 
 def bits_file(tensors: dict[str, np.ndarray]) -> bytes:
-    from qwen3np.synth import safetensors_header
+    from qwen3np.synth.checkpoints import safetensors_header
 
     data = b"".join(tensors[name].tobytes() for name in sorted(tensors))
     return safetensors_header({name: t.shape for name, t in tensors.items()}) + data
@@ -181,8 +183,8 @@ def test_the_sizes_of_the_published_models_are_those_of_their_configs():
             c.vocab_size,
             c.max_position_embeddings,
         )
-        assert published.SIZES[sizes] == f"Qwen/Qwen3-{kind}-{like.removeprefix('reranker-')}"
-    assert len(published.SIZES) == 6
+        assert model_cards.SIZES[sizes] == f"Qwen/Qwen3-{kind}-{like.removeprefix('reranker-')}"
+    assert len(model_cards.SIZES) == 6
 
 
 def test_a_reranker_is_not_embedded(reranker_copy, monkeypatch, warnings, capsys):
@@ -238,7 +240,7 @@ def test_a_template_in_other_words_is_refused(reranker_copy, change_words, accep
     path = reranker_copy / "chat_template.jinja"
     path.write_text(change_words(path.read_text()))
     if accepted:
-        assert reranker(reranker_copy).instruction == published.RERANKER_INSTRUCTION
+        assert reranker(reranker_copy).instruction == model_cards.RERANKER_INSTRUCTION
     else:
         with pytest.raises(CheckpointError, match="asks in other words than the model card"):
             reranker(reranker_copy)
@@ -247,7 +249,7 @@ def test_a_template_in_other_words_is_refused(reranker_copy, change_words, accep
 def test_a_fine_tunes_own_instruction_is_followed(reranker_copy):
     """The default prompt of config_sentence_transformers.json, else the one in the template."""
     path = reranker_copy / "chat_template.jinja"
-    path.write_text(path.read_text().replace(published.RERANKER_INSTRUCTION, "Find code"))
+    path.write_text(path.read_text().replace(model_cards.RERANKER_INSTRUCTION, "Find code"))
     assert reranker(reranker_copy).instruction == "Find code"
     path.write_text(
         path.read_text().split("<Instruct>")[0]
@@ -428,7 +430,7 @@ def test_escaped_texts_have_no_token_of_the_conversation(tiny_reranker, where):
 def test_escaping_changes_nothing_else(tiny_reranker, assets):
     from test_tokenizer import TEXTS
 
-    from qwen3np.tokenizer import EmbeddingTokenizer, RerankerTokenizer
+    from qwen3np.loading.tokenizer import EmbeddingTokenizer, RerankerTokenizer
 
     files = assets / "tokenizers"
     real = RerankerTokenizer(files / "qwen3_base.tokenizer.json", 151669)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from tolerances import channel
 
-from qwen3np import Embedder, parity, quantize_embeddings, reference
-from qwen3np.checkpoint import Checkpoint, Tensor
-from qwen3np.checks import arithmetic
-from qwen3np.cli import main
-from qwen3np.numba_backend import NumbaBackend
-from qwen3np.synth import massive_token_ids, synthesize
-from qwen3np.verify import verify
+from qwen3np import Embedder, quantize_embeddings, reference
+from qwen3np.cli.main import main
+from qwen3np.loading.checkpoint import Checkpoint, Tensor
+from qwen3np.runtime.numba_backend import NumbaBackend
+from qwen3np.synth.checkpoints import massive_token_ids, synthesize
+from qwen3np.verify.checks import arithmetic
+from qwen3np.verify.report import verify
+from qwen3np.verify.transformers import transformers_vectors
 
 pytestmark = pytest.mark.hf
 
@@ -55,12 +56,12 @@ def texts(model):
 
 @pytest.fixture(scope="module")
 def float32(folder, texts):
-    return parity.transformers_vectors(folder, texts, "float32")
+    return transformers_vectors(folder, texts, "float32")
 
 
 @pytest.fixture(scope="module")
 def float64(folder, texts):
-    return parity.transformers_vectors(folder, texts, "float64")
+    return transformers_vectors(folder, texts, "float64")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_medium_is_closer_than_bfloat16(folder, texts, float64):
     """bfloat16 activations, float32 everything else: 2.5 times closer than PyTorch's bfloat16 or more."""
     model = Embedder(folder, matmul_precision="medium")
     ours = np.abs(reference.normalize(model.backend.encode(texts)) - float64).max()
-    theirs = np.abs(parity.transformers_vectors(folder, texts, "bfloat16") - float64).max()
+    theirs = np.abs(transformers_vectors(folder, texts, "bfloat16") - float64).max()
     print(f"\n{model.backend!r}: from float64 {ours:.2e} (PyTorch bfloat16 {theirs:.2e})")
     assert ours <= theirs / 2.5
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3np import CheckpointError, Embedder, Reranker, published
-from qwen3np.folder import MEANINGLESS, USED
+from qwen3np import CheckpointError, Embedder, Reranker
+from qwen3np.loading import model_cards
+from qwen3np.loading.folder import MEANINGLESS, USED
 
 pytestmark = pytest.mark.hf
 
@@ -412,7 +413,7 @@ def test_a_reranker_gives_sentence_transformers_scores_or_is_refused(tiny_rerank
         return
     model = Reranker(folder, matmul_precision="highest")
     if name == "prompts of another kind of model":  # sentence-transformers takes its answers by name, then
-        assert model.instruction == published.RERANKER_INSTRUCTION
+        assert model.instruction == model_cards.RERANKER_INSTRUCTION
         return
     peer = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     raw = model.predict(PAIRS, raw_scores=True)

@@ -12,7 +12,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import filter_repo_objects
 
 from qwen3np import CheckpointError, Embedder
-from qwen3np.hub import NEEDED_FILES, locate
+from qwen3np.loading.hub import NEEDED_FILES, locate
 
 NAME = "Qwen/Qwen3-Embedding-0.6B"
 COMMIT = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3"

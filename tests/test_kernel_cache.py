@@ -19,7 +19,7 @@ import numba
 import numpy as np
 import pytest
 from qwen3np.kernels import cache_files
-from qwen3np.kernels.compiled import compile_for, entry_point
+from qwen3np.kernels.jit import compile_for, entry_point
 
 ROOT = Path(__file__).parent.parent
 FOUR = (np.arange(4.0),)

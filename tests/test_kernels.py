@@ -17,9 +17,10 @@ from kernel_cases import (
     swiglu_case,
 )
 from numba import njit, typeof
-from qwen3np.kernels import isa, lanes, matmul, panels
+from qwen3np.kernels import isa, matmul, panels
+from qwen3np.kernels import simd as lanes
 
-from qwen3np.synth import to_bfloat16
+from qwen3np.synth.checkpoints import to_bfloat16
 
 TOKENS = (1, 15, 16, 17, 31, 33, 100)
 # [N, K] of the projections of the 0.6B, 4B and 8B (rows shortened: they are independent), and odd ones.

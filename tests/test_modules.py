@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3np import CheckpointError, Embedder
-from qwen3np.modules import Modules, load_modules, load_reranker_modules
-from qwen3np.tokenizer_config import load_tokenizer_config
+from qwen3np.loading.st_config import Modules, load_modules, load_reranker_modules
+from qwen3np.loading.tokenizer_config import load_tokenizer_config
 
 POOLING, SETTINGS = "1_Pooling/config.json", "config_sentence_transformers.json"
 MAX_LENGTH = "sentence_bert_config.json"

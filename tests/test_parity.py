@@ -7,49 +7,52 @@ import json
 import numpy as np
 import pytest
 
-from qwen3np import parity, published
+from qwen3np.loading import model_cards
+from qwen3np.runtime.stages import Stage
+from qwen3np.verify import published
+from qwen3np.verify.compare import compare_stages
 
 
-def stage(values) -> list[parity.Stage]:
+def stage(values) -> list[Stage]:
     return [("a", np.array(values, np.float64))]
 
 
 def test_a_massive_token_does_not_excuse_another():
     expected = [[5700.0, 1.0], [1.0, 0.5]]
-    [row] = parity.compare(stage(expected), stage([[5700.0, 1.0], [1.0, 0.51]]), 1e-3)
+    [row] = compare_stages(stage(expected), stage([[5700.0, 1.0], [1.0, 0.51]]), 1e-3)
     assert row.first == (1, 1) and row.relative == pytest.approx(0.01)
-    [row] = parity.compare(stage(expected), stage([[5700.0, 1.01], [1.0, 0.5]]), 1e-3)
+    [row] = compare_stages(stage(expected), stage([[5700.0, 1.01], [1.0, 0.5]]), 1e-3)
     assert row.ok
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_and_infinity_are_beyond_every_tolerance(value):
     for a, b in ((value, 1.0), (1.0, value), (value, value)):
-        [row] = parity.compare(stage([[2.0, a]]), stage([[2.0, b]]), 1e9)
+        [row] = compare_stages(stage([[2.0, a]]), stage([[2.0, b]]), 1e9)
         assert not row.ok
 
 
 @pytest.mark.parametrize("lost", [5.0, np.inf, np.nan])
 def test_a_float32_that_lost_everything_excuses_nothing(lost):
-    [row] = parity.compare(stage([[4.0, 1.0]]), stage([[4.0, 2.1]]), 8, stage([[4.0, lost]]))
+    [row] = compare_stages(stage([[4.0, 1.0]]), stage([[4.0, 2.1]]), 8, stage([[4.0, lost]]))
     assert not row.ok
 
 
 def test_tolerance_counts_in_what_float32_loses():
     expected, got, float32 = stage([[4.0, 1.0]]), stage([[4.0, 1.08]]), stage([[4.04, 1.0]])
     for tolerance, ok in ((1.9, False), (2.1, True)):
-        [row] = parity.compare(expected, got, tolerance, float32)
+        [row] = compare_stages(expected, got, tolerance, float32)
         assert row.ok is ok and row.float32 == pytest.approx(0.01)
 
 
 def test_equal_zeros_are_alike():
-    [row] = parity.compare(stage([[0.0, 0.0]]), stage([[0.0, 0.0]]), 1e-6)
+    [row] = compare_stages(stage([[0.0, 0.0]]), stage([[0.0, 0.0]]), 1e-6)
     assert row.ok and (row.relative, row.cosine) == (0, 1)
 
 
 def test_stages_that_do_not_correspond_are_refused():
     with pytest.raises(ValueError, match=r"stages differ: a \[1, 2\], a \[1, 1\]"):
-        parity.compare(stage([[1, 2]]), stage([[1]]), 1)
+        compare_stages(stage([[1, 2]]), stage([[1]]), 1)
 
 
 def test_published_values_are_the_collected_ones(assets):
@@ -81,6 +84,6 @@ def test_published_values_are_the_collected_ones(assets):
         for s in golden["reranker_logit_diff"]
     ]
     ids = json.loads((assets / "golden" / "token_ids_computed.json").read_text()).values()
-    ours = {published.QUERY_PROMPT * query + text: ids for text, query, ids in published.TOKEN_IDS}
+    ours = {model_cards.QUERY_PROMPT * query + text: ids for text, query, ids in published.TOKEN_IDS}
     known = [e for e in ids if e["text"] in ours]
     assert len(known) == len(ours) - 1 and all(ours[e["text"]] == e["ids"] for e in known)  # all but Mizzen

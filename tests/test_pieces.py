@@ -14,9 +14,9 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen3np.pieces import Pieces
-from qwen3np.synth import BUILT_IN_TOKENIZER
-from qwen3np.tokenizer import EmbeddingTokenizer
+from qwen3np.loading.pieces import Pieces
+from qwen3np.loading.tokenizer import EmbeddingTokenizer
+from qwen3np.synth.checkpoints import BUILT_IN_TOKENIZER
 
 REAL_FILES = ("qwen3_embedding_0.6b", "qwen3_embedding_4b_8b", "qwen3_base")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -148,7 +148,7 @@ def test_texts_of_another_kind_of_tokenizer_stay_whole(tmp_path, change):
 def short_pieces(built_in, monkeypatch) -> EmbeddingTokenizer:
     """The small tokenizer, which takes texts of more than five characters in pieces."""
     tokenizer = EmbeddingTokenizer(BUILT_IN_TOKENIZER, 2048)
-    monkeypatch.setattr("qwen3np.tokenizer.PIECE", 5)
+    monkeypatch.setattr("qwen3np.loading.tokenizer.PIECE", 5)
 
     class Short(Pieces):
         def __call__(self, text: str, size: int = 5) -> Iterator[str]:

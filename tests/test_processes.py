@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3np import Embedder, Reranker, threads
-from qwen3np.progress import progress_bar
-from qwen3np.synth import synthesize
+from qwen3np import Embedder, Reranker
+from qwen3np.runtime import threads
+from qwen3np.runtime.progress import progress_bar
+from qwen3np.synth.checkpoints import synthesize
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3np import parity, reference
-from qwen3np.checkpoint import Checkpoint, Tensor, Weights
-from qwen3np.config import Config
+from qwen3np import reference
+from qwen3np.loading.checkpoint import Checkpoint, Tensor, Weights
+from qwen3np.loading.config import Config
+from qwen3np.runtime.stages import reference_stages
+from qwen3np.verify.compare import Row, compare_stages, stage_table
 
 FROZEN = np.load(Path(__file__).parent / "fixtures" / "states.npz")
 CONFIG = json.loads(str(FROZEN["config"]))
@@ -54,16 +56,16 @@ def frozen_stages(length: int):
     yield "pooled", pooled / np.linalg.norm(pooled)
 
 
-def compare(length: int, dtype=np.float64, ref: types.ModuleType = reference) -> list[parity.Row]:
-    stages = parity.reference_stages([FROZEN[f"{length}/ids"]], Weights(Frozen(), np.dtype(dtype)), ref)
-    return parity.compare(frozen_stages(length), stages, TOLERANCE[dtype])
+def compare(length: int, dtype=np.float64, ref: types.ModuleType = reference) -> list[Row]:
+    stages = reference_stages([FROZEN[f"{length}/ids"]], Weights(Frozen(), np.dtype(dtype)), ref)
+    return compare_stages(frozen_stages(length), stages, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_every_stage_is_transformers(length, dtype):
     rows = compare(length, dtype)
-    assert all(row.ok for row in rows), "\n" + parity.report(rows)
+    assert all(row.ok for row in rows), "\n" + stage_table(rows)
 
 
 def test_encode_is_the_stages_in_one_go():
@@ -75,7 +77,7 @@ def test_encode_is_the_stages_in_one_go():
         texts, weights.embed_tokens, weights.layers, weights.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
     )
     for ids, x_TD in zip(texts, states, strict=True):
-        np.testing.assert_array_equal(x_TD, dict(parity.reference_stages([ids], weights))["norm"])
+        np.testing.assert_array_equal(x_TD, dict(reference_stages([ids], weights))["norm"])
 
 
 # One line of the reading copy changed: what it says, what it becomes, the first stage that must be found
@@ -130,8 +132,8 @@ def test_one_flipped_weight_is_found():
     bits = checkpoint.tensors[name].data.copy()
     bits[3, 5] ^= 0x8000  # the sign of one of 3,840 weights
     checkpoint.tensors[name] = Tensor(name, "BF16", bits)
-    stages = parity.reference_stages([FROZEN["18/ids"]], Weights(checkpoint, np.dtype(np.float32)))
-    rows = parity.compare(frozen_stages(18), stages, TOLERANCE[np.float32])
+    stages = reference_stages([FROZEN["18/ids"]], Weights(checkpoint, np.dtype(np.float32)))
+    rows = compare_stages(frozen_stages(18), stages, TOLERANCE[np.float32])
     assert next(row.stage for row in rows if not row.ok) == "layers.1.mlp"
 
 
@@ -139,7 +141,7 @@ def test_a_missing_last_token_is_another_vector():
     """Without the appended token another state is pooled."""
     weights = Weights(Frozen(), np.dtype(np.float64))
     ids = FROZEN["18/ids"]
-    whole, cut = (dict(parity.reference_stages([i], weights))["pooled"] for i in (ids, ids[:-1]))
+    whole, cut = (dict(reference_stages([i], weights))["pooled"] for i in (ids, ids[:-1]))
     assert np.abs(whole - cut).max() > 0.01
 
 

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from qwen3np.kernels import isa
 from safetensors.numpy import save_file
 
-from qwen3np import Embedder, Reranker, reference, synth
-from qwen3np.config import Config
-from qwen3np.rope import rope_table
+from qwen3np import Embedder, Reranker, reference
+from qwen3np.loading.config import Config
+from qwen3np.runtime.rope import rope_table
+from qwen3np.synth import checkpoints as synth
 
 GOLDEN = Path(__file__).parent / "fixtures" / "bits.json"
 # No two sizes the same, N * H != D, three query heads a key/value head, more than CHAIN rows of a weight.

@@ -12,9 +12,9 @@ import pytest
 from tolerances import logit
 
 from qwen3np import CheckpointError, Embedder, Reranker, reference
+from qwen3np.loading.tokenizer import RerankerTokenizer
 from qwen3np.reranker import INSTRUCTION, sigmoid
-from qwen3np.synth import LIKE, synthesize
-from qwen3np.tokenizer import RerankerTokenizer
+from qwen3np.synth.checkpoints import LIKE, synthesize
 
 QUERY = "Which planet is known as the Red Planet?"
 DOCUMENTS = [

@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from qwen3np import CheckpointError, Embedder, synth
-from qwen3np.checkpoint import INDEX_FILE, Checkpoint
-from qwen3np.config import Config
-from qwen3np.synth import LIKE, massive_channel, massive_token_ids, safetensors_header, shards, synthesize
+from qwen3np import CheckpointError, Embedder
+from qwen3np.loading.checkpoint import INDEX_FILE, Checkpoint
+from qwen3np.loading.config import Config
+from qwen3np.synth import checkpoints as synth
+from qwen3np.synth.checkpoints import (
+    LIKE,
+    massive_channel,
+    massive_token_ids,
+    safetensors_header,
+    shards,
+    synthesize,
+)
 
 # like -> parameters, bytes of each published weight file
 PUBLISHED = {

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3np import Embedder, cores, steps, threads
-from qwen3np.checkpoint import Checkpoint
-from qwen3np.numba_backend import NumbaBackend
-from qwen3np.steps import STEP_TOKENS, plan
+from qwen3np import Embedder
+from qwen3np.loading.checkpoint import Checkpoint
+from qwen3np.runtime import cores, threads
+from qwen3np.runtime import micro_batches as steps
+from qwen3np.runtime.micro_batches import STEP_TOKENS, plan
+from qwen3np.runtime.numba_backend import NumbaBackend
 
 ALL = None  # as one team
 PLANS = {

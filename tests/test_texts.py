@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3np.texts import as_pairs, as_texts, iterate_texts
+from qwen3np.loading.texts import as_pairs, as_texts, iterate_texts
 
 TEXTS = ["a", "", "中国\n😀"]
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3np import CheckpointError
-from qwen3np.synth import BUILT_IN_TOKENIZER
-from qwen3np.tokenizer import EmbeddingTokenizer
-from qwen3np.tokenizer_config import TokenizerConfig
+from qwen3np.loading.tokenizer import EmbeddingTokenizer
+from qwen3np.loading.tokenizer_config import TokenizerConfig
+from qwen3np.synth.checkpoints import BUILT_IN_TOKENIZER
 
 END = "<|endoftext|>"
 UNLIMITED = 1 << 30

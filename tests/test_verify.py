@@ -15,12 +15,17 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from qwen3np import Embedder, backends, numba_backend, published, reference, synth, verify
-from qwen3np.checkpoint import Checkpoint, Tensor
-from qwen3np.cli import main
-from qwen3np.numba_backend import NumbaBackend
-from qwen3np.threads import Job, Pool
-from qwen3np.tokenizer import EmbeddingTokenizer
+from qwen3np import Embedder, reference
+from qwen3np.cli.main import main
+from qwen3np.loading.checkpoint import Checkpoint, Tensor
+from qwen3np.loading.tokenizer import EmbeddingTokenizer
+from qwen3np.runtime import backend as backends
+from qwen3np.runtime import numba_backend
+from qwen3np.runtime.numba_backend import NumbaBackend
+from qwen3np.runtime.threads import Job, Pool
+from qwen3np.synth import checkpoints as synth
+from qwen3np.verify import published
+from qwen3np.verify import report as verify
 
 CARD = published.SIMILARITIES[published.CARD_MODEL][0]
 HEAD = published.HEADS[published.CARD_MODEL][1]

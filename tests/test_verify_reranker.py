@@ -12,13 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3np import CheckpointError, Reranker, published, synth, verify
-from qwen3np.checks import arithmetic
-from qwen3np.cli import main
-from qwen3np.modules import is_reranker
-from qwen3np.numba_backend import NumbaBackend
+from qwen3np import CheckpointError, Reranker
+from qwen3np.cli.main import main
+from qwen3np.loading import model_cards
+from qwen3np.loading.st_config import is_reranker
+from qwen3np.loading.tokenizer import Leading, RerankerTokenizer
 from qwen3np.reranker import sigmoid
-from qwen3np.tokenizer import Leading, RerankerTokenizer
+from qwen3np.runtime.numba_backend import NumbaBackend
+from qwen3np.synth import checkpoints as synth
+from qwen3np.verify import published
+from qwen3np.verify import report as verify
+from qwen3np.verify.checks import arithmetic
 
 SYSTEM, BODY, ANSWER = RerankerTokenizer.SYSTEM, RerankerTokenizer.BODY, RerankerTokenizer.ANSWER
 
@@ -99,12 +103,12 @@ def test_the_published_token_ids_are_compared_under_the_published_tokenizer(whol
 
 def test_the_published_token_ids_are_the_collected_ones(assets):
     collected = json.loads((assets / "golden" / "token_ids_computed.json").read_text())
-    assert collected["reranker_prefix"] == {"text": published.RERANKER_SYSTEM, "ids": published.SYSTEM_IDS}
-    assert collected["reranker_suffix"] == {"text": published.RERANKER_ANSWER, "ids": published.ANSWER_IDS}
+    assert collected["reranker_prefix"] == {"text": model_cards.RERANKER_SYSTEM, "ids": published.SYSTEM_IDS}
+    assert collected["reranker_suffix"] == {"text": model_cards.RERANKER_ANSWER, "ids": published.ANSWER_IDS}
     names = ("rr_card_pos", "rr_red_planet_0")
     for (query, document, ids), name in zip(published.PAIR_IDS, names, strict=True):
-        body = published.reranker_body(query, document)
-        assert collected[name]["text"] == published.RERANKER_SYSTEM + body + published.RERANKER_ANSWER
+        body = model_cards.reranker_body(query, document)
+        assert collected[name]["text"] == model_cards.RERANKER_SYSTEM + body + model_cards.RERANKER_ANSWER
         assert collected[name]["ids"] == published.SYSTEM_IDS + ids + published.ANSWER_IDS
 
 

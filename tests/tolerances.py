@@ -4,8 +4,8 @@ own, qwen3np.verify.STAGE_TOLERANCE."""
 
 from __future__ import annotations
 
-from qwen3np.backends import Backend
-from qwen3np.checks import arithmetic
+from qwen3np.runtime.backend import Backend
+from qwen3np.verify.checks import arithmetic
 
 # Of a channel of a unit vector of 1,024 channels. "high" is two bfloat16 parts, on AMX.
 CHANNEL = {"float32": 1e-6, "high": 5e-6, "medium": 1e-2}

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..folder import patterns
+from ..loading.folder import patterns
 from .rows import BadRow, Row
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
     from ..embedder import Embedder
+    from ..loading.checkpoint import Checkpoint
 
 SEGMENT = 1 << 24  # bytes that one thread digests at a time
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tokenizer import CUT
+from ..loading.tokenizer import CUT
 from . import identity, outputs, record
 from .cells import NOT_UTF8
 from .lines import format_of

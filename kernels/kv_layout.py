@@ -1,0 +1,166 @@
+"""The keys and values of one layer, where attention.py reads them.
+
+Every text has places for its keys, from a multiple of 32 on: key t of a text is at place begin + t. K heads
+of H channels; S places.
+
+    keys      [K, S/16, H, 16]    16 keys side by side, as a left operand of matmul.py
+    values    [K, H'/16, S, 16]   16 channels side by side, another one; H' is H padded to 16
+
+For CPUs that multiply pairs of bfloat16 the same in pairs of rows, uint16: elements 2i and 2i + 1 are rows 2r
+and 2r + 1 of column i.
+
+    keys      [K, S/16, H/2, 32]
+    values    [K, H'/16, S/2, 32]
+
+For AMX both are left operands in tiles (tiles.py), of as many parts as the queries and the probabilities,
+uint16; H' is H padded to 32:
+
+    keys      [K, S/32, parts, H'/32, 2, 16, 32]
+    values    [K, parts, H'/32, S/32, 2, 16, 32]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from .amx import TILE, tiled
+from .jit import inline
+from .norm_rope import norm_and_rope
+from .panels import put_parts, rest, scatter, store_bfloats, store_columns
+from .simd import LANE, both, load, splat
+from .team import share
+
+AT_ONCE = 32  # keys that one tile product sums: a text's keys start at a multiple of it, wherever it stands
+
+
+def padded(head_dim: int, tiles: bool) -> int:
+    """H': channels of a head of `values`; in tiles, of `keys` too."""
+    multiple = 32 if tiles else 16
+    return -(-head_dim // multiple) * multiple
+
+
+def shapes(
+    heads: int, places: int, head_dim: int, parts: int, tiles: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of keys and of values. `places` is a multiple of 32. parts: of bfloat16, 0 for float32; more than one
+    in tiles only."""
+    H = padded(head_dim, tiles)
+    if tiles:
+        groups, H_tiles = places // 32, H // 32
+        return (heads, groups, parts, H_tiles, 2, 16, 32), (heads, parts, H_tiles, groups, 2, 16, 32)
+    width = 2 if parts else 1  # rows side by side
+    return (
+        (heads, places // 16, head_dim // width, 16 * width),
+        (heads, H // 16, places // width, 16 * width),
+    )
+
+
+@inline
+def keys_values(kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, places, thread, num_threads):
+    """Keys, normalised and turned, and values, each to its place; this thread's share. `kv` [p, 2*K*H, 16]
+    holds the K key heads and then the K value heads of the panels from `first_panel` on; places [P, 16]
+    float32."""
+    H, heads = k_norm.size, keys.shape[0]
+    to_key, to_value = np.empty(16, np.int64), np.empty(16, np.int64)
+    first, last = share(panels * heads, thread, num_threads)
+    for task in range(first, last):
+        p, head = task // heads, task % heads
+        k_at, v_at = (p * kv.shape[1] + head * H) * 16, (p * kv.shape[1] + (heads + head) * H) * 16
+        norm_and_rope(kv, k_at, k_norm, eps, cos, sin, (first_panel + p) * (H // 2) * 16, kv, k_at)
+        put_head(kv, k_at, v_at, H, keys, values, head, places[first_panel + p], to_key, to_value)
+
+
+def put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+    """One head of one panel. to_key, to_value: int64 [16], scratch."""
+
+
+@overload(put_head, jit_options={"nogil": True})
+def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+    if tiled(keys):
+
+        def put(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+            groups, parts, steps = keys.shape[1], keys.shape[2], keys.shape[3]
+            for lane in range(16):
+                place = np.int64(places[lane])
+                to_key[lane] = (head * groups + place // 32) * parts * steps * 2 * TILE + place % 32 * 32
+            rows = np.empty(3 * TILE, np.uint16)
+            for step in range(steps):
+                for h in range(step * 32, step * 32 + 32, 2):
+                    even = odd = splat(np.float32(0))
+                    if h < H:
+                        even, odd = load(kv, k_at + h * 16), load(kv, k_at + h * 16 + 16)
+                    put_parts(rows, h % 32 * 16, TILE, parts, even, odd)
+                for part in range(parts):
+                    store_columns(keys, to_key, (part * steps + step) * 2 * TILE, rows, part * TILE)
+            here = load(LANE, 0)
+            lane = 0
+            while lane < 16:  # lanes whose places lie side by side
+                place, end = np.int64(places[lane]), lane + 1
+                while end < 16 and places[end] == place + end - lane and (place + end - lane) % 32 > 0:
+                    end += 1
+                mine = both(here >= splat(np.float32(lane)), here < splat(np.float32(end)))
+                begin = (head * parts * steps * groups + place // 32) * 2 * TILE + place % 32 - lane
+                for h in range(H):
+                    value = load(kv, v_at + h * 16)
+                    for part in range(parts):
+                        at = begin + (part * steps + h // 32) * groups * 2 * TILE + h % 32 * 32
+                        store_bfloats(values, at, value, mine)
+                        value = rest(value)
+                lane = end
+
+    else:
+        width = 1 if keys.dtype == types.float32 else 2  # rows side by side
+
+        def put(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+            for lane in range(16):
+                place = np.int64(places[lane])
+                to_key[lane] = (head * keys.shape[1] + place // 16) * H * 16 + place % 16 * width
+                row = head * values.shape[1] * values.shape[2] + place // width
+                to_value[lane] = row * 16 * width + place % width
+            block = values.shape[2] * values.shape[3]  # 16 channels of all places
+            for h in range(H):
+                scatter(keys, to_key, h // width * width * 16 + h % width, load(kv, k_at + h * 16))
+                scatter(values, to_value, h // 16 * block + h % 16 * width, load(kv, v_at + h * 16))
+
+    return put
+
+
+@inline
+def copy_places(source, source_at, target, target_at, count, thread, num_threads):
+    """`count` places, a multiple of 32, of (keys, values) to others', from one place on each; this thread's
+    share. A panel or tile is copied whole: places beyond a text's last key may get anything."""
+    heads = source[0].shape[0]
+    for i in range(2):
+        outer = heads if i == 0 else heads * value_rows(source[1])
+        from_groups, to_groups = groups_of(source[0]), groups_of(target[0])
+        flat, to_flat = source[i].reshape(source[i].size), target[i].reshape(target[i].size)
+        size = flat.size // (outer * from_groups)  # of 32 places
+        first, last = share(outer, thread, num_threads)
+        for o in range(first, last):
+            a, b = o * from_groups + source_at // AT_ONCE, o * to_groups + target_at // AT_ONCE
+            n = count // AT_ONCE * size
+            to_flat[b * size : b * size + n] = flat[a * size : a * size + n]
+
+
+def groups_of(keys):
+    """Times 32 places."""
+
+
+@overload(groups_of, jit_options={"nogil": True})
+def _groups_of(keys):
+    if tiled(keys):
+        return lambda keys: keys.shape[1]
+    return lambda keys: keys.shape[1] // 2
+
+
+def value_rows(values):
+    """Blocks of a head of `values` that lie in front of its places."""
+
+
+@overload(value_rows, jit_options={"nogil": True})
+def _value_rows(values):
+    if tiled(values):
+        return lambda values: values.shape[1] * values.shape[2]
+    return lambda values: values.shape[1]

@@ -1,0 +1,97 @@
+"""What an argument of a command is: a text, the name of a file, or - for stdin.
+
+No command takes a file's name for a text: the vector of a name is wrong without an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..files.lines import format_of, stdin_texts
+from ..files.rows import SUFFIXES
+from .streams import say
+
+STDIN = "-"
+# What other files of texts end in, which are not read.
+OTHER_SUFFIXES = (
+    *(".md", ".markdown", ".rst", ".html", ".htm", ".xml", ".yaml", ".yml", ".ndjson", ".log", ".tex"),
+    *(".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx", ".zst", ".zip", ".bz2", ".xz"),
+)
+DELIMITERS = {"tab": "\t", "\\t": "\t"}
+
+
+def looks_like_file(argument: str) -> bool:
+    """It ends as the name of a file that is read does, or is the path of another."""
+    kind = format_of(Path(argument))
+    is_path = os.sep in argument or "/" in argument
+    return kind in SUFFIXES or (kind in OTHER_SUFFIXES and is_path and len(argument.split()) == 1)
+
+
+def names_file(argument: str, folders: bool = True) -> bool:
+    """There is such a file or, if `folders` count, a folder; or it is one word that looks like a file. A
+    folder whose name is written as a path, ./data and not data, counts in any case."""
+    if os.path.isdir(argument):
+        return folders or os.sep in argument or "/" in argument
+    return os.path.exists(argument) or (len(argument.split()) == 1 and looks_like_file(argument))
+
+
+def refusal(name: str, as_text: str) -> ValueError:
+    """Of a name in place of a text: what can be done. `as_text`: how the command takes a text that is one."""
+    if not os.path.exists(name):
+        return ValueError(f"{name}: there is no such file; if it is a text: {as_text}")
+    found = f"file; its content as a text: {_cat(name)}"
+    what = "folder; name a file in it" if os.path.isdir(name) else found
+    return ValueError(f"{name}: is the name of a {what}; if the name itself is the text: {as_text}")
+
+
+def _cat(name: str) -> str:
+    return f'"$(cat {shlex.quote(name)})"'
+
+
+def texts(
+    arguments: Sequence[str], literal: bool = False, folders: bool = False, as_text: str = "--literal"
+) -> list[str]:
+    """The arguments, with the lines of stdin in place of "-". Raises ValueError for the name of a file,
+    unless all are `literal`."""
+    if literal:
+        return list(arguments)
+    for argument in arguments:
+        if names_file(argument, folders):
+            raise refusal(argument, as_text)
+    if arguments.count(STDIN) > 1:
+        raise ValueError("- is stdin, which can be read once")
+    lines = {STDIN: stdin_lines(asked=True)} if STDIN in arguments else {}
+    return [text for argument in arguments for text in lines.get(argument, [argument])]
+
+
+def refuse_file_names(args: argparse.Namespace) -> None:
+    """In place of the text of --prompt and --instruction."""
+    for option in ("prompt", "instruction"):
+        value = getattr(args, option, None)
+        if value and os.path.isfile(value) and not getattr(args, "literal", False):
+            raise ValueError(f"--{option} {value}: is the name of a file; its content: {_cat(value)}")
+
+
+def stdin_lines(asked: bool = False) -> list[str]:
+    """A text a line. A terminal is waited for only if stdin was `asked` for; an error says that there is no
+    text."""
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    if asked and terminal:
+        say("reading texts from the terminal, one a line; Ctrl-D after the last")
+    found = stdin_texts() if sys.stdin is not None and (asked or not terminal) else []
+    if not found:
+        raise ValueError("no text given: pass texts as arguments, or one a line on stdin")
+    return found
+
+
+def delimiter(argument: str) -> str:
+    """Type of the option --delimiter."""
+    found = DELIMITERS.get(argument, argument)
+    if len(found) != 1 or found in '"\r\n':
+        raise ValueError
+    return found

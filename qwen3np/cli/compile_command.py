@@ -1,0 +1,53 @@
+"""`qwen3np compile`: every kernel that this CPU uses, ahead of time, for a container image."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from ..loading.checkpoint import SINGLE_FILE, Checkpoint
+from ..synth.checkpoints import synthesize
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..kernels import cache_files
+
+    kernels = compile_kernels(args.matmul_precision, args.reproducible)
+    if missing := [kernel for kernel, kept in kernels.items() if not kept]:
+        raise OSError(f"compiled kernels were not kept ({', '.join(missing)}): see the warning above")
+    for folder, files, size in cache_files.stored():
+        print(f"{folder}: {files} kernels, {size / 1e6:.1f} MB")
+
+
+def compile_kernels(matmul_precision: str | None = None, reproducible: bool = False) -> dict[str, bool]:
+    """Compile the kernels of a precision, or of all of them, or those of reproducible vectors, for bfloat16
+    and float32 checkpoints, unless they are there already. Returns kernel and types -> whether it is kept on
+    disk."""
+    from ..engine import encode, layer_stages
+    from ..runtime.numba_backend import PRECISIONS, NumbaBackend
+    from ..runtime.packed_weights import pack_share
+
+    every = ("highest",) if reproducible else PRECISIONS
+    precisions = every if matmul_precision is None else (matmul_precision,)
+    with tempfile.TemporaryDirectory() as temporary:
+        for checkpoint in _checkpoints(Path(temporary)):
+            for precision in precisions:
+                list(NumbaBackend(checkpoint, precision, reproducible=reproducible).stages([[0]]))
+            del checkpoint  # Windows deletes no file that is mapped
+    return {
+        f"{kernel.__name__} {number}": kernel._cache.kept(types, kernel.targetctx)
+        for kernel in (pack_share, encode, layer_stages)
+        for number, types in enumerate(kernel.signatures, 1)
+    }
+
+
+def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
+    """One of each kind of weights that has kernels of its own. Kernels depend on types, never on sizes."""
+    yield (bfloat16 := Checkpoint(synthesize(folder / "bfloat16")))
+    widened = synthesize(folder / "float32")
+    save_file({name: tensor.widen() for name, tensor in bfloat16.tensors.items()}, widened / SINGLE_FILE)
+    yield Checkpoint(widened)

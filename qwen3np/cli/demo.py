@@ -1,0 +1,110 @@
+"""The model card's example: with the published weights where they can be had, else on a tiny generated
+model."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .. import reference
+from ..embedder import Embedder
+from ..errors import CheckpointError
+from ..loading.checkpoint import SINGLE_FILE
+from ..loading.hub import locate
+from ..runtime.backend import Backend, NumpyBackend
+from ..runtime.numba_backend import PRECISIONS, NumbaBackend
+from ..synth.checkpoints import synthesize
+from ..table import table, terminal_columns
+from ..verify.published import CARD_DOCUMENTS, CARD_MODEL, CARD_QUERIES, CARD_SCORES
+
+Print = Callable[[str], object]
+
+
+def run(out: Print = print) -> None:
+    """Print the example. Downloads the model (1.2 GB, once) if it is not in the Hub cache and the Hub
+    answers."""
+    folder, why = _published_model(out)
+    if folder is not None:
+        _show_published(folder, out)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        _show_generated(Path(temporary), why, out)
+
+
+def _published_model(out: Print) -> tuple[Path | None, str]:
+    """The folder of the real model; or None and why not, after three seconds at the most."""
+    try:
+        folder = locate(CARD_MODEL, local_files_only=True)
+        if (folder / SINGLE_FILE).is_file():  # else the remains of an interrupted download
+            return folder, ""
+    except CheckpointError:
+        pass
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(CARD_MODEL, timeout=3)
+    except Exception as error:  # whatever the HTTP client raises: the Hub is not in reach
+        return None, type(error).__name__
+    out(f"Downloading {CARD_MODEL} (1.2 GB, once) ... HF_HUB_OFFLINE=1 runs this demo without it.")
+    return locate(CARD_MODEL), ""
+
+
+def _show_published(folder: Path, out: Print) -> None:
+    model = Embedder(folder)
+    start = time.perf_counter()
+    scores = model.similarity(model.encode_query(CARD_QUERIES), model.encode_document(CARD_DOCUMENTS))
+    seconds = time.perf_counter() - start
+    rows = [
+        [query, document[:32], f"{expected:.6f}", f"{got:.6f}", f"{abs(got - expected):.1e}"]
+        for query, card_row, row in zip(CARD_QUERIES, CARD_SCORES, scores, strict=True)
+        for document, expected, got in zip(CARD_DOCUMENTS, card_row, row, strict=True)
+    ]
+    out(f"{CARD_MODEL}, backend {model.backend!r}, 4 texts in {seconds:.2f} s\n")
+    out(table(["query", "document", "model card", "here", "difference"], rows, terminal_columns()))
+
+
+def _show_generated(folder: Path, why: str, out: Print) -> None:
+    out(f"{CARD_MODEL} is not in the Hub cache and the Hub cannot be reached ({why}),")
+    out("so this is a tiny model with GENERATED weights: the scores below mean nothing.")
+    out("What it shows is real: the loader, the tokenizer, the architecture, the backends.\n")
+    model = Embedder(synthesize(folder / "tiny", "tiny"))
+    c = model.config
+    out(
+        f"model     {c.num_hidden_layers} layers, hidden_size {c.hidden_size}, "
+        f"{c.num_attention_heads} query heads on {c.num_key_value_heads} key/value heads of {c.head_dim}, "
+        f"{model.checkpoint.num_parameters:,} parameters"
+    )
+    text = CARD_QUERIES[1]
+    [ids] = model.tokenize(text, prompt="Query:")
+    out(f"text      {'Query:' + text!r}")
+    out("tokens    " + " | ".join(model.tokenizer.decode([i]).replace("\n", "\\n") for i in ids))
+    out("ids       " + " ".join(map(str, ids)))
+
+    start = time.perf_counter()
+    queries, documents = model.encode_query(CARD_QUERIES), model.encode_document(CARD_DOCUMENTS)
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    out(
+        f"vectors   {queries.shape} and {documents.shape} {queries.dtype}, 4 texts in {milliseconds:.1f} ms\n"
+    )
+    scores = model.similarity(queries, documents)
+    header = ["similarity (generated weights)", *(f"{d[:20]}..." for d in CARD_DOCUMENTS)]
+    rows = [[q, *(f"{s:.4f}" for s in row)] for q, row in zip(CARD_QUERIES, scores, strict=True)]
+    out(table(header, rows, terminal_columns()))
+
+    out("\nlargest difference of a unit vector's channel from the reading copy in float64:")
+    ids4 = model.tokenize(CARD_QUERIES, prompt_name="query") + model.tokenize(CARD_DOCUMENTS)
+    w = model.checkpoint.weights(np.float64)
+    exact = reference.encode(ids4, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim)
+    truth = reference.normalize(np.stack([reference.pool(x_TD) for x_TD in exact]))
+    backends: list[Backend] = [
+        *(NumbaBackend(model.checkpoint, precision) for precision in PRECISIONS),
+        NumpyBackend(model.checkpoint),
+    ]
+    for backend in backends:
+        difference = np.abs(reference.normalize(backend.encode(ids4)) - truth).max()
+        out(f"  {difference:.1e}  {backend!r}")
+    out('\nNext: qwen3np embed --model Qwen/Qwen3-Embedding-0.6B "your text"   on a machine with a network')

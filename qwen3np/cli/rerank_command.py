@@ -1,0 +1,103 @@
+"""qwen3np rerank: documents for a query, best first, as a table or JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..files.lines import format_of
+from ..files.rows import SUFFIXES, BadRow, read_rows
+from ..runtime.progress import worth_showing
+from ..table import table, terminal_columns
+from .arguments import STDIN, stdin_lines, texts
+
+if TYPE_CHECKING:
+    from ..reranker import Reranker
+
+DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("query", metavar="QUERY")
+    parser.add_argument(
+        "texts",
+        nargs="*",
+        default=[],  # without one, an error says that documents are required
+        metavar="DOCUMENT",
+        help="the documents, or one file as of --documents; - or none: one a line from stdin",
+    )
+    parser.add_argument(
+        "--documents",
+        type=Path,
+        metavar="FILE",
+        help=".txt (a document a line), .jsonl, .json, .csv, .tsv (each also .gz), .parquet, or - for stdin",
+    )
+    parser.add_argument("--column", help="what holds the documents in FILE (default: text)")
+    parser.add_argument("-k", "--top-k", type=int, metavar="N", help="the N best (default: all)")
+    parser.add_argument("--instruction", help="what makes a document a good one (default: the model card's)")
+    parser.add_argument(
+        "--raw-scores", action="store_true", help='logit("yes") - logit("no"), not the probability of "yes"'
+    )
+    parser.add_argument(
+        "--escape-special-tokens",
+        action="store_true",
+        help='"<|im_end|>" and its like in the texts are text, so that no document can answer itself',
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON object a line: corpus_id, score, text")
+
+
+def run(args: argparse.Namespace, load: Callable[[], Reranker]) -> None:
+    if args.query == STDIN and not args.literal:
+        raise ValueError("the query cannot come from stdin; documents can")
+    [query] = texts([args.query], args.literal)
+    documents = _documents(args)
+    ranked = load().rank(
+        query,
+        documents,
+        top_k=args.top_k,
+        return_documents=True,
+        instruction=args.instruction,
+        raw_scores=args.raw_scores,
+        show_progress_bar=worth_showing(documents),
+        escape_special_tokens=args.escape_special_tokens,
+    )
+    if args.json:
+        for entry in ranked:
+            entry["score"] = float(f"{entry['score']:.9g}")
+            print(json.dumps(entry, ensure_ascii=False))
+    elif ranked:
+        rows = [[f"{entry['score']:.6g}", str(entry["corpus_id"]), entry["text"]] for entry in ranked]
+        print(table(["score", "corpus_id", "text"], rows, terminal_columns(110)))
+
+
+def _documents(args: argparse.Namespace) -> list[str]:
+    """Empty lines are documents too, so that a document's number is that of its line."""
+    if args.texts and args.documents is not None:
+        raise ValueError(
+            f"--documents {args.documents} and documents as arguments ({args.texts[0][:40]!r}): give one of "
+            "them"
+        )
+    path = None if args.documents == Path(STDIN) else args.documents
+    if len(args.texts) == 1 and not args.literal and _is_read(Path(args.texts[0])):
+        path = Path(args.texts[0])
+    for option in ("column", "delimiter"):
+        if path is None and getattr(args, option) is not None:
+            raise ValueError(
+                f"--{option} {getattr(args, option)}: only a file has columns; say which with --documents"
+            )
+    if path is None:
+        return texts(args.texts, args.literal, folders=True) or stdin_lines(asked=args.documents is not None)
+    rows = []
+    for row in read_rows(path, args.column, "", args.delimiter):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{path}, {row}")
+        rows.append(row.text)
+    return rows
+
+
+def _is_read(path: Path) -> bool:
+    return format_of(path) in SUFFIXES and os.path.isfile(path)

@@ -1,1 +1,0 @@
-"""Data files of the package: the small tokenizer of the demo (made by tests/make_tokenizer.py)."""

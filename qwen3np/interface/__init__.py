@@ -1,0 +1,1 @@
+"""What Embedder and Reranker have in common: texts, settings, sentence-transformers' names."""

@@ -1,0 +1,42 @@
+"""A copy of a model's folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..loading.config import load_json
+
+
+def save(folder: Path, path: str | Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Copy `folder` to `path`, all of it or nothing. settings: other values for its JSON files, by file and
+    key.
+
+    Raises FileExistsError where `path` holds anything and ValueError for one inside `folder`."""
+    path = Path(path)
+    if folder.resolve() in path.resolve().parents:
+        raise ValueError(f"{path}: lies in the folder that is to be copied; save to another place")
+    if path.is_symlink() or path.exists():
+        if path.is_symlink() or not path.is_dir() or any(path.iterdir()):
+            raise FileExistsError(f"{path}: exists; a model is saved to a new folder, or an empty one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        copy = made / "model"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".cache", ".git"))  # links as their files
+        for name, values in settings.items():
+            _set(copy / name, values)
+        if path.exists():
+            path.rmdir()  # as it is empty; or fails, as does the next line, if it is not any more
+        copy.replace(path)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _set(path: Path, values: Mapping[str, Any]) -> None:
+    known = load_json(path) if path.is_file() else {}
+    path.write_text(json.dumps({**known, **values}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""A model's folder -> config, tensors, token ids."""

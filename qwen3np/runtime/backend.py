@@ -1,0 +1,112 @@
+"""What runs the encoder: the kernels, or the reading copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import reference
+from ..loading.checkpoint import Checkpoint
+from .stages import Stage, reference_stages
+
+Vectors = NDArray[np.float32]
+
+BACKENDS = ("auto", "numba", "numpy")
+BATCH = 32  # texts of the reading copy at a time: the states of all their tokens are in memory
+
+
+class Backend(Protocol):
+    """What runs the encoder."""
+
+    name: str
+
+    def encode(
+        self,
+        texts: Sequence[Sequence[int]],
+        prefix: Sequence[int] = (),
+        batch_size: int | None = None,
+        progress: Callable[[int], object] = lambda texts: None,
+    ) -> Vectors:
+        """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
+        normalised.
+
+        prefix: a beginning of these texts that later calls will have too. batch_size: texts computed at a
+        time, at the most. progress: called with the number of texts that were computed since its last call.
+        """
+
+    def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
+        """Token ids of each text -> the final states of all its tokens, [len(ids), hidden_size]."""
+
+    def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[Stage]:
+        """The same computation, stopped at each stage (see stages.py)."""
+
+
+class NumpyBackend:
+    """The reading copy, reference.py. Its memory is one layer's float32 weights and one head's S x S
+    scores."""
+
+    name = "numpy"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config = checkpoint.config
+        self.weights = checkpoint.weights(np.float32)
+
+    def __repr__(self) -> str:
+        return "numpy, the reading copy"
+
+    def encode(
+        self,
+        texts: Sequence[Sequence[int]],
+        prefix: Sequence[int] = (),
+        batch_size: int | None = None,
+        progress: Callable[[int], object] = lambda texts: None,
+    ) -> Vectors:
+        states = np.empty((len(texts), self.config.hidden_size), np.float32)
+        size = min(batch_size or BATCH, BATCH)
+        for first in range(0, len(texts), size):
+            some = texts[first : first + size]
+            states[first : first + size] = [reference.pool(x_TD) for x_TD in self.token_states(some)]
+            progress(len(some))
+        return states
+
+    def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
+        c, w = self.config, self.weights
+        return list(
+            reference.encode(
+                texts, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
+            )
+        )
+
+    def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[Stage]:
+        return reference_stages(texts, self.weights, reference)
+
+
+def check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend = {backend!r} is not one of {', '.join(BACKENDS)}; leave it out")
+
+
+def make_backend(
+    checkpoint: Checkpoint,
+    backend: str,
+    matmul_precision: str,
+    num_threads: int | None,
+    reproducible: bool = False,
+) -> Backend:
+    """The backend by its name: "numpy" is the reading copy; "auto" the fastest this machine can run, the
+    kernels."""
+    if backend == "numpy":
+        if reproducible:
+            raise ValueError(
+                "backend = 'numpy' and reproducible=True contradict each other: NumPy's matrix products have "
+                "other bits on other CPUs; leave one of them out"
+            )
+        return NumpyBackend(checkpoint)
+    from .numba_backend import NumbaBackend  # and with it Numba, which only the kernels need
+
+    made = NumbaBackend(checkpoint, matmul_precision, num_threads, reproducible)
+    checkpoint.check_unchanged()  # while it was packed
+    return made

@@ -1,0 +1,152 @@
+"""Checkpoint -> the packed arrays that the kernels read, once, layer by layer, without a second copy in
+memory."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.jit import compile_for, entry_point
+from ..kernels.panels import pack_tiles
+from ..kernels.team import share
+from ..loading.checkpoint import Checkpoint, widen
+from .threads import Job, Pool
+
+# Windows has no fork, and no such flags.
+PRIVATE: dict[str, Any] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+)
+FRONT = 64  # bytes before the first weight: the kernels read two bytes in front of a row
+
+
+class PackedWeights(NamedTuple):
+    """Each matrix [L, N/16, K/2, 16, 2] bfloat16 bits, or [L, N/16, K, 16] float32 (see kernels/matmul.py),
+    or for AMX [L, N/32, K/32, 2, 16, 32] bfloat16 bits (kernels/tiles.py)."""
+
+    q_proj: NDArray[Any]
+    kv_proj: NDArray[Any]  # k_proj's rows, then v_proj's
+    o_proj: NDArray[Any]
+    gate_up_proj: NDArray[Any]  # 16 rows of gate_proj, 16 of up_proj, in turns
+    down_proj: NDArray[Any]
+    q_norm: NDArray[Any]
+    k_norm: NDArray[Any]
+    input_layernorm: NDArray[Any]
+    post_attention_layernorm: NDArray[Any]
+    norm: NDArray[Any]
+
+
+def pad(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+@entry_point
+def pack_share(source: Any, packed: Any, tile: int, tile_step: int, thread: int, num_threads: int) -> None:
+    """This thread's share of a matrix."""
+    first, last = share((source.shape[0] + 15) // 16, thread, num_threads)
+    pack_tiles(source, packed, tile, tile_step, first, last)
+
+
+def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros, aligned, in memory of this process alone, in huge pages where the system gives them.
+
+    At 16 tokens a forward pass touches every page once. mmap's default, shared memory, gets no huge pages,
+    and a forked child would write into its parent's."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    try:
+        memory = mmap.mmap(-1, size + FRONT, **PRIVATE)
+    except OSError as error:
+        raise MemoryError(
+            f"the system refuses {size / 1e9:.2f} GB of memory ({error.strerror}): give the process more, or "
+            "shorten the longest texts (max_seq_length)"
+        ) from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a system without them
+            pass
+    return np.frombuffer(memory, np.uint8, size, FRONT).view(dtype).reshape(shape)
+
+
+def as_uint32(matrix: NDArray[Any]) -> NDArray[np.uint32]:
+    """Rows as 32-bit words: float32 values, or pairs of bfloat16 (the last with a zero, if K is odd).
+    Read-only, as a mapped file is: one type for the kernel."""
+    if matrix.dtype == np.uint16 and matrix.shape[1] % 2:
+        matrix = np.pad(matrix, ((0, 0), (0, 1)))
+    if matrix.ctypes.data % 4:  # no writer of safetensors leaves data so
+        matrix = matrix.copy()
+    words = matrix.view(np.uint32)
+    words.flags.writeable = False
+    return words
+
+
+def is_bfloat16(checkpoint: Checkpoint) -> bool:
+    """Whether all matrices are; the kernels for bfloat16 take no others."""
+    return all(t.dtype == "BF16" for name, t in checkpoint.tensors.items() if name.endswith("_proj.weight"))
+
+
+def pack(
+    checkpoint: Checkpoint, pool: Pool[Any], progress: Callable[[int], object], tiles: bool = False
+) -> PackedWeights:
+    """Pack all layers, on all threads, in tiles if asked to; `progress(1)` is called after each."""
+    c, tensors = checkpoint.config, checkpoint.tensors
+    L, D, F, H = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.head_dim
+    NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
+    bfloat16 = is_bfloat16(checkpoint)
+
+    def matrix(N: int, K: int) -> NDArray[Any]:
+        N, K = pad(N, 32), pad(K, 32)
+        if tiles:
+            return allocate((L, N // 32, K // 32, 2, 16, 32), np.uint16)
+        if bfloat16:
+            return allocate((L, N // 16, K // 2, 16, 2), np.uint16)
+        return allocate((L, N // 16, K, 16), np.float32)
+
+    w = PackedWeights(
+        q_proj=matrix(NH, D),
+        kv_proj=matrix(2 * KH, D),
+        o_proj=matrix(D, NH),
+        gate_up_proj=matrix(2 * pad(F, 32), D),
+        down_proj=matrix(D, F),
+        q_norm=np.empty((L, H), np.float32),
+        k_norm=np.empty((L, H), np.float32),
+        input_layernorm=np.empty((L, D), np.float32),
+        post_attention_layernorm=np.empty((L, D), np.float32),
+        norm=tensors["norm.weight"].widen(),
+    )
+
+    def words(packed: NDArray[Any]) -> NDArray[np.uint32]:
+        as_words = packed.view(np.uint32)
+        return as_words if tiles else as_words.reshape(len(packed), -1, 16)
+
+    def put(job: Job[Any], source: NDArray[Any], packed: NDArray[Any], tile: int = 0, step: int = 1) -> None:
+        job.run(pack_share, as_uint32(source), words(packed), tile, step)
+
+    def pack_layers(job: Job[Any]) -> None:
+        for i in range(L):
+
+            def stored(name: str, i: int = i) -> NDArray[Any]:
+                data = tensors[f"layers.{i}.{name}.weight"].data
+                return data if bfloat16 else widen(data)
+
+            put(job, stored("self_attn.q_proj"), w.q_proj[i])
+            key_value = np.concatenate([stored("self_attn.k_proj"), stored("self_attn.v_proj")])
+            put(job, key_value, w.kv_proj[i])
+            put(job, stored("self_attn.o_proj"), w.o_proj[i])
+            put(job, stored("mlp.gate_proj"), w.gate_up_proj[i], 0, 2)
+            put(job, stored("mlp.up_proj"), w.gate_up_proj[i], 1, 2)
+            put(job, stored("mlp.down_proj"), w.down_proj[i])
+            for name in ("q_norm", "k_norm"):
+                getattr(w, name)[i] = tensors[f"layers.{i}.self_attn.{name}.weight"].widen()
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                getattr(w, name)[i] = tensors[f"layers.{i}.{name}.weight"].widen()
+            checkpoint.release()
+            job.advance(1)
+
+    nothing = as_uint32(np.empty((0, 2), np.uint16 if bfloat16 else np.float32))
+    compile_for(pack_share, (nothing, words(w.q_proj[0]), 0, 1, 0, 1), "tiles" if tiles else "rows")
+    pool.call(pack_layers, progress)
+    return w
