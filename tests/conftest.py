@@ -15,7 +15,7 @@ import pytest
 from qwen3np.kernels import isa
 
 from qwen3np import Embedder
-from qwen3np.cli.main import main
+from qwen3np.cli import main
 from qwen3np.runtime.numba_backend import PRECISIONS
 from qwen3np.synth.checkpoints import LIKE, synthesize
 
@@ -88,7 +88,7 @@ def model(tiny) -> Embedder:
 def embed(tiny, model, tmp_path, capsys, monkeypatch):
     """Runs a command in tmp_path, with the model that is there: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qwen3np.cli.main._load", lambda args: model)
+    monkeypatch.setattr("qwen3np.cli.options.load_embedder", lambda args: model)
 
     def embed(*args: object, command: str = "embed") -> tuple[int, str, str]:
         capsys.readouterr()

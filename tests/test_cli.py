@@ -17,9 +17,8 @@ from tolerances import channel
 from wcwidth import width
 
 from qwen3np import Embedder, __version__
-from qwen3np.cli import demo
+from qwen3np.cli import demo, main
 from qwen3np.cli import main as cli
-from qwen3np.cli.main import main
 from qwen3np.loading.hub import locate
 from qwen3np.runtime.backend import BACKENDS
 from qwen3np.runtime.numba_backend import PRECISIONS

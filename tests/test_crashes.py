@@ -91,8 +91,8 @@ def interrupt(embed, monkeypatch):
                 raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("qwen3np.cli.main.file_commands._Bar.show", show)
-            patch.setattr("qwen3np.cli.main.file_commands._Bar.close", lambda bar: None)
+            patch.setattr("qwen3np.cli.embed._Bar.show", show)
+            patch.setattr("qwen3np.cli.embed._Bar.close", lambda bar: None)
             assert embed(*args)[0] == 130
 
     monkeypatch.setattr(run, "CHUNK_ROWS", 2)
@@ -225,7 +225,7 @@ def test_overwrite_destroys_nothing_if_it_fails(embed, source, interrupt, monkey
         def load(args):
             raise ValueError("no such model")
 
-        monkeypatch.setattr("qwen3np.cli.main._load", load)
+        monkeypatch.setattr("qwen3np.cli.options.load_embedder", load)
     assert embed("in.txt", "--output", "out.npy", "--overwrite", *wrong)[0] == 2
     assert tree(tmp_path) == before
     (tmp_path / "bad.jsonl").write_text('"good"\n{"a": \n')

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qwen3np.cli.main import main
+from qwen3np.cli import main
 from qwen3np.files import lines, rows
 from qwen3np.files.rows import BadRow, Row, read_rows
 
@@ -438,7 +438,7 @@ def test_search_agrees_with_brute_force(embed, model, tmp_path, monkeypatch, out
 def test_search_takes_the_model_from_the_output(embed, model, tiny, tmp_path, capsys, monkeypatch):
     write_input(tmp_path / "in.txt", TEXTS)
     loaded = []
-    monkeypatch.setattr("qwen3np.cli.main._load", lambda args: loaded.append(args.model) or model)
+    monkeypatch.setattr("qwen3np.cli.options.load_embedder", lambda args: loaded.append(args.model) or model)
     for output in OUTPUTS:
         assert embed("in.txt", "--output", f"out{output}")[0] == 0
         loaded.clear()
@@ -517,7 +517,7 @@ def test_search_shows_ids_and_texts_of_other_types(embed, tmp_path, id, text):
 
 def test_no_text_is_computed_for_an_output_that_cannot_be_written(embed, tmp_path, monkeypatch):
     """Its own name is short enough, that of the folder the work is kept in is not."""
-    monkeypatch.setattr("qwen3np.cli.main._load", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("qwen3np.cli.options.load_embedder", lambda args: pytest.fail("the model was loaded"))
     name = "x" * 245 + ".npy"
     code, _, err = embed("a text", "--output", name)
     assert code == 2 and f"File name too long: '{name}'" in err

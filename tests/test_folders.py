@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tolerances import channel
 
 from qwen3np import CheckpointError, Embedder, Reranker
-from qwen3np.cli.main import main
+from qwen3np.cli import main
 from qwen3np.loading import model_cards
 from qwen3np.loading.folder import MEANINGLESS, USED
 from qwen3np.loading.st_config import is_reranker

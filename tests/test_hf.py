@@ -13,7 +13,7 @@ import pytest
 from tolerances import channel
 
 from qwen3np import Embedder, quantize_embeddings, reference
-from qwen3np.cli.main import main
+from qwen3np.cli import main
 from qwen3np.loading.checkpoint import Checkpoint, Tensor
 from qwen3np.runtime.numba_backend import NumbaBackend
 from qwen3np.synth.checkpoints import massive_token_ids, synthesize

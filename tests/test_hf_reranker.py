@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qwen3np import Reranker
-from qwen3np.cli.main import main
+from qwen3np.cli import main
 from qwen3np.synth.checkpoints import LIKE, synthesize
 from qwen3np.verify import published
 

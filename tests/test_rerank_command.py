@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qwen3np import Reranker
-from qwen3np.cli.main import main
+from qwen3np.cli import main
 
 QUERY = "Which planet is known as the Red Planet?"
 DOCUMENTS = ["Venus is Earth's twin.", "", "火星\u2028红色的行星 😀", "Mars", "a\x00b"]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from qwen3np import Embedder, reference
-from qwen3np.cli.main import main
+from qwen3np.cli import main
 from qwen3np.loading.checkpoint import Checkpoint, Tensor
 from qwen3np.loading.tokenizer import EmbeddingTokenizer
 from qwen3np.runtime import backend as backends

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qwen3np import CheckpointError, Reranker
-from qwen3np.cli.main import main
+from qwen3np.cli import main
 from qwen3np.loading import model_cards
 from qwen3np.loading.st_config import is_reranker
 from qwen3np.loading.tokenizer import Leading, RerankerTokenizer

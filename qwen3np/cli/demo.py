@@ -1,8 +1,8 @@
-"""The model card's example: with the published weights where they can be had, else on a tiny generated
-model."""
+"""qwen3np demo: the model card's example; without the published weights, on a tiny generated model."""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,9 +22,18 @@ from ..table import table, terminal_columns
 from ..verify.published import CARD_DOCUMENTS, CARD_MODEL, CARD_QUERIES, CARD_SCORES
 
 Print = Callable[[str], object]
+EXAMPLES = ("qwen3np demo",)
 
 
-def run(out: Print = print) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None."""
+
+
+def run(args: argparse.Namespace) -> None:
+    show(print)
+
+
+def show(out: Print) -> None:
     """Print the example. Downloads the model (1.2 GB, once) if it is not in the Hub cache and the Hub
     answers."""
     folder, why = _published_model(out)

@@ -1,7 +1,8 @@
-"""What `qwen3np info` says about this machine and a model."""
+"""qwen3np info: this machine; with MODEL, also the model."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import platform
 import subprocess
@@ -12,6 +13,24 @@ from .. import __version__
 from ..embedder import Embedder
 from ..reranker import Reranker
 from ..runtime.cgroups import read
+from . import options
+from .streams import escaped
+
+EXAMPLES = ("qwen3np info Qwen/Qwen3-Embedding-0.6B",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.model_options(parser, None)
+    options.model_argument(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    rows = machine()
+    if args.model is not None:
+        name = str(args.model)
+        rows |= model_rows(name, options.load_either(args))
+    for key, value in rows.items():
+        print(f"{key:13} {escaped(value)}")
 
 
 def machine() -> dict[str, str]:

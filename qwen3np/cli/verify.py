@@ -9,26 +9,45 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..files.atomic import write_file
 from ..table import terminal_columns
 from ..verify.report import verify
 from ..verify.transformers import require_transformers
+from . import options
 
-if TYPE_CHECKING:
-    from ..embedder import Embedder
-    from ..reranker import Reranker
+EXAMPLES = ("qwen3np verify Qwen/Qwen3-Embedding-0.6B --json report.json",)
 
 
-def run(args: argparse.Namespace, load: Callable[[], Embedder | Reranker]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Exit code 0: everything held. 1: something fell short. 2: it could not run."
+    options.model_options(parser, options.EMBEDDER, "--precision")
+    options.model_argument(parser)
+    parser.add_argument(
+        "--against",
+        default="numpy",
+        choices=("numpy", "transformers"),
+        help="stage by stage against the reading copy, or transformers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="the folder holds the published weights: compare the scores (a Hub id implies it)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every row, with all digits")
+
+
+def run(args: argparse.Namespace) -> int:
     if args.against == "transformers":  # before the model is loaded
         require_transformers()
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(_json_file(args.json)) if args.json is not None else None
         claimed = True if args.published else None
         progress = sys.stderr.isatty()
-        result = verify(load(), against=args.against, published=claimed, show_progress_bar=progress)
+        result = verify(
+            options.load_either(args), against=args.against, published=claimed, show_progress_bar=progress
+        )
         if write is not None:
             write(result.as_dict())
     print(result.report(terminal_columns()))

@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..files.lines import format_of
 from ..files.rows import SUFFIXES, BadRow, read_rows
 from ..runtime.progress import worth_showing
 from ..table import table, terminal_columns
-from .arguments import STDIN, stdin_lines, texts
+from . import options
+from .inputs import STDIN, stdin_lines, texts
 
-if TYPE_CHECKING:
-    from ..reranker import Reranker
-
-DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
+EXAMPLES = (
+    'qwen3np rerank "Which planet is red?" "Venus is hot." "Mars is the Red Planet."',
+    'qwen3np rerank "Which planet is red?" --documents passages.jsonl --column body -k 10 --json',
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.model_options(parser, options.RERANKER)
     parser.add_argument("query", metavar="QUERY")
     parser.add_argument(
         "texts",
@@ -48,14 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='"<|im_end|>" and its like in the texts are text, so that no document can answer itself',
     )
     parser.add_argument("--json", action="store_true", help="a JSON object a line: corpus_id, score, text")
+    options.literal(parser)
+    options.delimiter_option(parser)
 
 
-def run(args: argparse.Namespace, load: Callable[[], Reranker]) -> None:
+def run(args: argparse.Namespace) -> None:
     if args.query == STDIN and not args.literal:
         raise ValueError("the query cannot come from stdin; documents can")
     [query] = texts([args.query], args.literal)
     documents = _documents(args)
-    ranked = load().rank(
+    ranked = options.load_reranker(args).rank(
         query,
         documents,
         top_k=args.top_k,

@@ -1,4 +1,4 @@
-"""`qwen3np compile`: every kernel that this CPU uses, ahead of time, for a container image."""
+"""qwen3np compile: every kernel that this CPU uses, ahead of time, for a container image."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from safetensors.numpy import save_file
 
 from ..loading.checkpoint import SINGLE_FILE, Checkpoint
 from ..synth.checkpoints import synthesize
+from .options import PRECISIONS
+
+EXAMPLES = ("qwen3np compile",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--matmul-precision", choices=PRECISIONS, help="those of one precision (default: of all three)"
+    )
+    parser.add_argument("--reproducible", action="store_true", help="those that --reproducible uses")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,0 +1,112 @@
+"""qwen3np search: the best texts of a file that embed wrote."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..files import saved
+from ..search import Nearest, as_matrix, positive
+from ..table import table, terminal_columns
+from . import options
+from .inputs import texts
+from .streams import say
+
+EXAMPLES = ('qwen3np search articles.parquet "Why do things fall?" --top-k 5',)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.model_options(parser, None)
+    parser.add_argument("corpus", type=Path, metavar="FILE", help="what embed --output wrote, in any format")
+    parser.add_argument("queries", nargs="+", metavar="QUERY", help="queries; - for one a line from stdin")
+    options.literal(parser)
+    parser.add_argument("-k", "--top-k", type=int, default=10, help="texts a query (default: %(default)s)")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", help="put before each query (default: the model's query prompt)")
+    prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before each query')
+    parser.add_argument("--json", action="store_true", help="a JSON object a query instead of tables")
+    parser.add_argument(
+        "--texts", type=Path, metavar="FILE", help="the file that was embedded, if FILE holds no texts"
+    )
+    options.column_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """`args.model` is None where the corpus is to say."""
+    asked = texts(args.queries, args.literal)
+    corpus = saved.open_saved(args.corpus)
+    made_by = corpus.info.get("model")
+    if args.model is None:
+        args.model = made_by or options.EMBEDDER
+        if made_by is None:
+            say(f"{args.corpus} does not say which model made it: assuming {args.model}, else give --model")
+    elif made_by not in (None, options.model_name(args.model)):
+        say(f"{args.corpus} says it was made by {made_by}, not by {args.model}")
+    model = options.load_embedder(args)
+    width = model.config.hidden_size
+    if not min(32, width) <= corpus.dim <= width:
+        raise ValueError(
+            f"{args.corpus}: holds vectors of {corpus.dim} channels, and {args.model} gives {width} or, cut, "
+            "at least 32: name the model that made them with --model"
+        )
+    queries = model.encode_query(
+        asked, prompt=args.prompt, instruction=args.instruction, truncate_dim=corpus.dim
+    )
+    hits = _nearest(queries, corpus, args.top_k, model.similarity_fn_name)
+    rows = {hit["corpus_id"] for found in hits for hit in found}
+    found = _with_texts(args, corpus, rows)
+    for query, best in zip(asked, hits, strict=True):
+        results = []
+        for hit in best:
+            id, text = found[hit["corpus_id"]]
+            results.append({"row": hit["corpus_id"], "id": id, "score": hit["score"], "text": text})
+        if args.json:
+            print(json.dumps({"query": query, "results": results}, ensure_ascii=False))
+        else:
+            print(_table(query, results), end="\n\n")
+
+
+def _nearest(
+    queries: Any, corpus: saved.Saved, top_k: int, score_function: str
+) -> list[list[dict[str, Any]]]:
+    nearest = Nearest(as_matrix(queries, "queries"), positive("top_k", top_k), score_function)
+    for block in corpus.blocks():
+        try:
+            nearest.add(block)
+        except ValueError as error:
+            raise corpus.error(error) from error
+    return [
+        [{"corpus_id": int(i), "score": float(s)} for i, s in zip(ids, scores, strict=True)]
+        for ids, scores in nearest.found
+    ]
+
+
+def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -> dict[int, saved.Found]:
+    """Ids and texts; an output without texts has them from --texts, or from the input it was made of."""
+    found = corpus.find(rows)
+    count = corpus.count
+    if args.texts is not None:
+        if corpus.made_of(args.texts) is False:
+            say(f"{args.texts} is not the file that was embedded, byte for byte: its texts may be others")
+        return saved.texts_of(args.texts, args.column, args.id_column, args.delimiter, found, count)
+    if any(text is not None for _, text in found.values()):
+        return found
+    source = corpus.info.get("input")
+    if source is None:
+        say(f"{args.corpus} holds no texts; --texts names the file that was embedded")
+    else:
+        columns = (corpus.info.get("column"), corpus.info.get("id_column"), corpus.info.get("delimiter"))
+        try:
+            if corpus.made_of(Path(source)) is False:
+                raise ValueError(f"{source}: has changed since it was embedded")
+            return saved.texts_of(Path(source), *columns, found, count)
+        except (ValueError, OSError) as error:
+            say(f"no texts: {error}; --texts names the file")
+    return found
+
+
+def _table(query: str, results: list[dict[str, Any]]) -> str:
+    rows = [[f"{r['score']:.4f}", str(r["id"]), r["text"] or ""] for r in results]
+    return table(["score", "id", query], rows, terminal_columns(110))
