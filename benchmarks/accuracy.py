@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
     model = Embedder(folder, backend="numpy")
     texts = token_ids(model)
     backends = [model.backend, *(NumbaBackend(model.checkpoint, precision) for precision in PRECISIONS)]
-    vectors = {f"qwen3np {backend!r}": reference.normalize(backend.encode(texts)) for backend in backends}
+    vectors = {f"qwen3np {backend!r}": reference.normalize(backend.forward(texts)) for backend in backends}
     for name in ("float32", "bfloat16", "float16"):
         vectors[f"PyTorch {name}"] = transformers_vectors(folder, texts, name)
     truth = transformers_vectors(folder, texts, "float64")

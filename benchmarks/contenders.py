@@ -61,7 +61,7 @@ class Ours:
         self.options = {"matmul_precision": precision, "num_threads": threads}
 
     def encode(self, ids: Ids) -> np.ndarray:
-        return normalize(self.model.backend.encode(ids))
+        return normalize(self.model.backend.forward(ids))
 
     def encode_texts(self, texts: list[str], prompt: str) -> np.ndarray:
         return self.model.encode(texts, prompt=prompt)

@@ -42,7 +42,7 @@ from serve import peak_memory
 from qwen3np import Embedder
 model = Embedder({folder!r})
 rng = np.random.default_rng(0)
-model.backend.encode([rng.integers(0, 151000, n).tolist() for n in (16, 2048, *[128] * 16, *[3] * 300)])
+model.backend.forward([rng.integers(0, 151000, n).tolist() for n in (16, 2048, *[128] * 16, *[3] * 300)])
 print(peak_memory())
 """
 

@@ -1,15 +1,15 @@
 """Causal grouped-query attention on packed sequences, without an S x S matrix (online softmax,
 arXiv:1805.02867).
 
-q        float32 panels [P, N*H, 16], normalised and turned
-keys     of the stream's texts, and values: see keys_values.py
+q        float32 panels [P, N*H, 16], normalised and rotated
+keys     of the stream's texts, and values: see kv_layout.py
 out      operand [P, N*H, 16]
 
 Queries and probabilities become operands (panels.py) of the keys' and values' kind: float32, rounded to
 bfloat16, or for AMX sums of bfloat16 parts, where a product of two sums leaves out the pairs that are smaller
 than its last part. Scores, softmax and sums are float32 always.
 
-A query panel may hold tokens of several texts. A segment says which: its lanes, and the places of its text's
+A query panel may hold tokens of several texts. A segment says which: its lanes, and the slots of its text's
 keys. Keys are taken in chunks counted from the text's first, each chunk's sums are chains over its keys in
 order, and a key that a lane may not see adds an exact zero: where the text stands in the stream changes no
 bit.
@@ -44,12 +44,12 @@ LOG2_E = np.float32(1.44269504088896341)
 
 
 class Memory(NamedTuple):
-    """A thread's scratch. `slot` counts the query heads of a task: panel by panel, heads one by one."""
+    """A thread's scratch. `entry` counts the query heads of a task: panel by panel, heads one by one."""
 
     scores: Any  # [MOST, CHUNK, 16] of the heads at hand; as float32 operands, then their probabilities
-    sums: Any  # [slot, H', 16] of values times probabilities
-    state: Any  # [slot, 2, 16] the largest score times scale, and the sum of probabilities
-    queries: Any  # as operands of uint16: [slot, parts, H/2, 32], H padded to 32
+    sums: Any  # [entry, H', 16] of values times probabilities
+    state: Any  # [entry, 2, 16] the largest score times scale, and the sum of probabilities
+    queries: Any  # as operands of uint16: [entry, parts, H/2, 32], H padded to 32
     probabilities: Any  # as operands of uint16: [heads at once, parts, keys of the chunk / 2, 32]
 
 
@@ -57,17 +57,17 @@ class Chunk(NamedTuple):
     """Keys of one text, for the queries of one panel."""
 
     head: int  # of keys and values
-    start: int  # places of the keys
-    stop: int  # a multiple of 32: places from the last key on are seen by no lane
-    seen: int  # the panel's own lanes see all places before
+    start: int  # slots of the keys
+    stop: int  # a multiple of 32: slots from the last key on are seen by no lane
+    seen: int  # the panel's own lanes see all slots before
     fresh: bool  # the text's first chunk
 
 
 def scratch_size(head_dim: int, group: int) -> int:
     """float32 values of scratch that a thread needs."""
     rows = padded(head_dim, tiles=True)
-    slot = rows + 2 + PARTS * rows // 2
-    return 16 * (MOST * CHUNK + PANELS * group * slot + 2 * PARTS * CHUNK // 2)
+    entry = rows + 2 + PARTS * rows // 2
+    return 16 * (MOST * CHUNK + PANELS * group * entry + 2 * PARTS * CHUNK // 2)
 
 
 @inline
@@ -77,12 +77,12 @@ def query_size(head_dim, parts):
 
 
 @inline
-def memory(scratch, slots, rows, query):
+def memory(scratch, entries, rows, query):
     sums = MOST * CHUNK * 16
-    state = sums + slots * rows * 16
-    operands = state + slots * 32
+    state = sums + entries * rows * 16
+    operands = state + entries * 32
     queries = scratch[operands:].view(np.uint16)
-    probabilities = queries[slots * query :]
+    probabilities = queries[entries * query :]
     return Memory(scratch[:sums], scratch[sums:state], scratch[state:operands], queries, probabilities)
 
 
@@ -233,7 +233,7 @@ def _weigh_values(values, chunk, take, p, p_at, p_step, sums, sums_at):
 
 
 @inline
-def softmax_chunk(mine, t, slot, chunk, places, scale, rows, values, parts):
+def softmax_chunk(mine, t, entry, chunk, slots, scale, rows, values, parts):
     """The scores of head t of those at hand -> probabilities, relative to the largest score so far; its state
     and its sums follow that. In powers of two: e^(x - y) is 2^(x log2 e - y log2 e), and `scale` holds log2
     e."""
@@ -241,12 +241,12 @@ def softmax_chunk(mine, t, slot, chunk, places, scale, rows, values, parts):
     end = at + (chunk.stop - chunk.start) * 16
     for j in range(max(chunk.start, chunk.seen), chunk.stop):
         here = at + (j - chunk.start) * 16
-        store(scores, here, select(places >= splat(np.float32(j)), load(scores, here), splat(LOWEST)))
+        store(scores, here, select(slots >= splat(np.float32(j)), load(scores, here), splat(LOWEST)))
     m0 = m1 = m2 = m3 = splat(LOWEST)
     for i in range(at, end, 64):
         m0, m1 = maximum(load(scores, i), m0), maximum(load(scores, i + 16), m1)
         m2, m3 = maximum(load(scores, i + 32), m2), maximum(load(scores, i + 48), m3)
-    before = splat(LOWEST) if chunk.fresh else load(mine.state, slot * 32)
+    before = splat(LOWEST) if chunk.fresh else load(mine.state, entry * 32)
     largest = maximum(maximum(maximum(m0, m1), maximum(m2, m3)) * scale, before)
     zero = splat(np.float32(0))
     less, even_sum, odd_sum = zero - largest, zero, zero
@@ -260,56 +260,56 @@ def softmax_chunk(mine, t, slot, chunk, places, scale, rows, values, parts):
     total = even_sum + odd_sum
     if not chunk.fresh:
         shrink = exp2(before - largest)
-        total = fma(load(mine.state, slot * 32 + 16), shrink, total)
+        total = fma(load(mine.state, entry * 32 + 16), shrink, total)
         if any_lane(largest > before):  # else it is 1 in all
-            for i in range(slot * rows * 16, (slot + 1) * rows * 16, 16):
+            for i in range(entry * rows * 16, (entry + 1) * rows * 16, 16):
                 store(mine.sums, i, load(mine.sums, i) * shrink)
-    store(mine.state, slot * 32, largest)
-    store(mine.state, slot * 32 + 16, total)
+    store(mine.state, entry * 32, largest)
+    store(mine.state, entry * 32 + 16, total)
 
 
 @inline
-def attend_chunk(q, q_at, keys, values, group, head_dim, first_slot, chunk, places, mine):
+def attend_chunk(q, q_at, keys, values, group, head_dim, first_entry, chunk, slots, mine):
     """The query heads of one panel on one chunk. q_at: where they are in q."""
     (parts, rows), H = parts_and_rows(values), head_dim
     scale, query = splat(LOG2_E / np.sqrt(np.float32(H))), query_size(H, parts)
     g = 0
     while g < group:
-        take, slot = heads_at_once(keys, group - g), first_slot + g
-        x, x_at, x_step = of_kind(keys, (q, q_at + g * H * 16, H * 16), (mine.queries, slot * query, query))
+        take, entry = heads_at_once(keys, group - g), first_entry + g
+        x, x_at, x_step = of_kind(keys, (q, q_at + g * H * 16, H * 16), (mine.queries, entry * query, query))
         key_scores(keys, chunk, take, x, x_at, x_step, mine.scores)
         for t in range(take):
-            softmax_chunk(mine, t, slot + t, chunk, places, scale, rows, values, parts)
+            softmax_chunk(mine, t, entry + t, chunk, slots, scale, rows, values, parts)
         p_step = parts * (chunk.stop - chunk.start) * 16
         p, p_step = of_kind(values, (mine.scores, CHUNK * 16), (mine.probabilities, p_step))
-        weigh_values(values, chunk, take, p, 0, p_step, mine.sums, slot * rows * 16)
+        weigh_values(values, chunk, take, p, 0, p_step, mine.sums, entry * rows * 16)
         g += take
 
 
 @inline
-def put_results(mine, first_slot, group, head_dim, rows, lane, next_lane, out, panel, row):
+def put_results(mine, first_entry, group, head_dim, rows, lane, next_lane, out, panel, row):
     """The heads of one panel, of the lanes of one segment, to out from `row` on; other lanes stay."""
     here = load(LANE, 0)
     own = both(here >= splat(np.float32(lane)), here < splat(np.float32(next_lane)))
     for g in range(group):
-        slot = first_slot + g
-        inverse = splat(np.float32(1)) / load(mine.state, slot * 32 + 16)
+        entry = first_entry + g
+        inverse = splat(np.float32(1)) / load(mine.state, entry * 32 + 16)
         for h in range(0, head_dim, 2):
-            at = (slot * rows + h) * 16
+            at = (entry * rows + h) * 16
             even, odd = load(mine.sums, at) * inverse, load(mine.sums, at + 16) * inverse
             put_lanes(out, panel, row + g * head_dim + h, even, odd, own)
 
 
 @inline
-def attend(q, first, panels, keys, values, head, group, head_dim, at, starts, segments, places, out, scratch):
+def attend(q, first, panels, keys, values, head, group, head_dim, at, starts, segments, slots, out, scratch):
     """The query heads of one key/value head, of `panels` panels of queries from `first` on. In the stream the
     first is number `at`."""
     H, (parts, rows), row = head_dim, parts_and_rows(values), head * group * head_dim
     query = query_size(H, parts)
     mine = memory(scratch, PANELS * group, rows, query)
-    for slot in range(panels * group):
-        q_at = ((first + slot // group) * q.shape[1] + row + slot % group * H) * 16
-        put_query(keys, parts, H, q, q_at, mine.queries, slot * query)
+    for entry in range(panels * group):
+        q_at = ((first + entry // group) * q.shape[1] + row + entry % group * H) * 16
+        put_query(keys, parts, H, q, q_at, mine.queries, entry * query)
     s, p = starts[at], 0
     while s < starts[at + panels]:
         while starts[at + p + 1] <= s:
@@ -323,10 +323,10 @@ def attend(q, first, panels, keys, values, head, group, head_dim, at, starts, se
                 last, lane = segments[s + i, 1], segments[s + i, 2]
                 if start < last:
                     stop = -(-min(start + CHUNK, last) // AT_ONCE) * AT_ONCE
-                    seen = np.int64(places[at + p + i, lane]) + 1
+                    seen = np.int64(slots[at + p + i, lane]) + 1
                     chunk = Chunk(head, start, stop, seen, start == text)
                     q_at = ((first + p + i) * q.shape[1] + row) * 16
-                    own = load(places, (at + p + i) * 16)
+                    own = load(slots, (at + p + i) * 16)
                     attend_chunk(q, q_at, keys, values, group, H, (p + i) * group, chunk, own, mine)
         for i in range(count):
             lane, next_lane = segments[s + i, 2], segments[s + i, 3]
@@ -336,16 +336,15 @@ def attend(q, first, panels, keys, values, head, group, head_dim, at, starts, se
 
 @inline
 def attention(
-    q, panels, query_panel, keys, values, group, head_dim, starts, segments, places, out, scratch, team,
+    q, panels, query_panel, keys, values, group, head_dim, starts, segments, slots, out, scratch, team,
     num_threads,
 ):  # fmt: skip
     """out[p] for p < panels. Query panel query_panel + p has segments[starts[it] : starts[it + 1]], rows of
-    (place of the first key, of the last + 1, first lane, last lane + 1), and the places of its lanes' own
-    keys in places[it].
+    (slot of the first key, of the last + 1, first lane, last lane + 1), and the slots of its lanes' own
+    keys in slots[it].
 
-    Tasks are handed out one by one, and there are two a thread or more: a panel's cost grows with its place
-    in the sequence.
-    """
+    Tasks are handed out one by one, and there are two a thread or more: a panel's cost grows with its
+    position in the sequence. """
     heads = keys.shape[0]
     at_once = max(1, min(PANELS, panels * heads // (2 * num_threads)))
     tasks = -(-panels // at_once) * heads
@@ -357,6 +356,6 @@ def attention(
         first, head = (tasks - 1 - task) // heads * at_once, task % heads  # the longest first
         attend(
             q, first, min(at_once, panels - first), keys, values, head, group, head_dim, query_panel + first,
-            starts, segments, places, out, scratch,
+            starts, segments, slots, out, scratch,
         )  # fmt: skip
     release(keys)

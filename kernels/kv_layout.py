@@ -1,7 +1,7 @@
 """The keys and values of one layer, where attention.py reads them.
 
-Every text has places for its keys, from a multiple of 32 on: key t of a text is at place begin + t. K heads
-of H channels; S places.
+Every text has slots for its keys, from a multiple of 32 on: key t of a text is at slot begin + t. K heads
+of H channels; S slots.
 
     keys      [K, S/16, H, 16]    16 keys side by side, as a left operand of matmul.py
     values    [K, H'/16, S, 16]   16 channels side by side, another one; H' is H padded to 16
@@ -27,7 +27,7 @@ from numba.extending import overload
 
 from .amx import TILE, tiled
 from .jit import inline
-from .norm_rope import norm_and_rope
+from .norm_rope import norm_rope
 from .panels import put_parts, rest, scatter, store_bfloats, store_columns
 from .simd import LANE, both, load, splat
 from .team import share
@@ -42,25 +42,27 @@ def padded(head_dim: int, tiles: bool) -> int:
 
 
 def shapes(
-    heads: int, places: int, head_dim: int, parts: int, tiles: bool
+    heads: int, slots: int, head_dim: int, parts: int, tiles: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of keys and of values. `places` is a multiple of 32. parts: of bfloat16, 0 for float32; more than one
+    """Of keys and of values. `slots` is a multiple of 32. parts: of bfloat16, 0 for float32; more than one
     in tiles only."""
     H = padded(head_dim, tiles)
     if tiles:
-        groups, H_tiles = places // 32, H // 32
+        groups, H_tiles = slots // 32, H // 32
         return (heads, groups, parts, H_tiles, 2, 16, 32), (heads, parts, H_tiles, groups, 2, 16, 32)
     width = 2 if parts else 1  # rows side by side
     return (
-        (heads, places // 16, head_dim // width, 16 * width),
-        (heads, H // 16, places // width, 16 * width),
+        (heads, slots // 16, head_dim // width, 16 * width),
+        (heads, H // 16, slots // width, 16 * width),
     )
 
 
 @inline
-def keys_values(kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, places, thread, num_threads):
-    """Keys, normalised and turned, and values, each to its place; this thread's share. `kv` [p, 2*K*H, 16]
-    holds the K key heads and then the K value heads of the panels from `first_panel` on; places [P, 16]
+def store_keys_values(
+    kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, slots, thread, num_threads
+):
+    """Keys, normalised and rotated, and values, each to its slot; this thread's share. `kv` [p, 2*K*H, 16]
+    holds the K key heads and then the K value heads of the panels from `first_panel` on; slots [P, 16]
     float32."""
     H, heads = k_norm.size, keys.shape[0]
     to_key, to_value = np.empty(16, np.int64), np.empty(16, np.int64)
@@ -68,23 +70,23 @@ def keys_values(kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, pl
     for task in range(first, last):
         p, head = task // heads, task % heads
         k_at, v_at = (p * kv.shape[1] + head * H) * 16, (p * kv.shape[1] + (heads + head) * H) * 16
-        norm_and_rope(kv, k_at, k_norm, eps, cos, sin, (first_panel + p) * (H // 2) * 16, kv, k_at)
-        put_head(kv, k_at, v_at, H, keys, values, head, places[first_panel + p], to_key, to_value)
+        norm_rope(kv, k_at, k_norm, eps, cos, sin, (first_panel + p) * (H // 2) * 16, kv, k_at)
+        put_head(kv, k_at, v_at, H, keys, values, head, slots[first_panel + p], to_key, to_value)
 
 
-def put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+def put_head(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
     """One head of one panel. to_key, to_value: int64 [16], scratch."""
 
 
 @overload(put_head, jit_options={"nogil": True})
-def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+def _put_head(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
     if tiled(keys):
 
-        def put(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+        def put(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
             groups, parts, steps = keys.shape[1], keys.shape[2], keys.shape[3]
             for lane in range(16):
-                place = np.int64(places[lane])
-                to_key[lane] = (head * groups + place // 32) * parts * steps * 2 * TILE + place % 32 * 32
+                slot = np.int64(slots[lane])
+                to_key[lane] = (head * groups + slot // 32) * parts * steps * 2 * TILE + slot % 32 * 32
             rows = np.empty(3 * TILE, np.uint16)
             for step in range(steps):
                 for h in range(step * 32, step * 32 + 32, 2):
@@ -96,12 +98,12 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
                     store_columns(keys, to_key, (part * steps + step) * 2 * TILE, rows, part * TILE)
             here = load(LANE, 0)
             lane = 0
-            while lane < 16:  # lanes whose places lie side by side
-                place, end = np.int64(places[lane]), lane + 1
-                while end < 16 and places[end] == place + end - lane and (place + end - lane) % 32 > 0:
+            while lane < 16:  # lanes whose slots lie side by side
+                slot, end = np.int64(slots[lane]), lane + 1
+                while end < 16 and slots[end] == slot + end - lane and (slot + end - lane) % 32 > 0:
                     end += 1
                 mine = both(here >= splat(np.float32(lane)), here < splat(np.float32(end)))
-                begin = (head * parts * steps * groups + place // 32) * 2 * TILE + place % 32 - lane
+                begin = (head * parts * steps * groups + slot // 32) * 2 * TILE + slot % 32 - lane
                 for h in range(H):
                     value = load(kv, v_at + h * 16)
                     for part in range(parts):
@@ -113,13 +115,13 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
     else:
         width = 1 if keys.dtype == types.float32 else 2  # rows side by side
 
-        def put(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
+        def put(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
             for lane in range(16):
-                place = np.int64(places[lane])
-                to_key[lane] = (head * keys.shape[1] + place // 16) * H * 16 + place % 16 * width
-                row = head * values.shape[1] * values.shape[2] + place // width
-                to_value[lane] = row * 16 * width + place % width
-            block = values.shape[2] * values.shape[3]  # 16 channels of all places
+                slot = np.int64(slots[lane])
+                to_key[lane] = (head * keys.shape[1] + slot // 16) * H * 16 + slot % 16 * width
+                row = head * values.shape[1] * values.shape[2] + slot // width
+                to_value[lane] = row * 16 * width + slot % width
+            block = values.shape[2] * values.shape[3]  # 16 channels of all slots
             for h in range(H):
                 scatter(keys, to_key, h // width * width * 16 + h % width, load(kv, k_at + h * 16))
                 scatter(values, to_value, h // 16 * block + h % 16 * width, load(kv, v_at + h * 16))
@@ -128,15 +130,15 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, places, to_key, to_value):
 
 
 @inline
-def copy_places(source, source_at, target, target_at, count, thread, num_threads):
-    """`count` places, a multiple of 32, of (keys, values) to others', from one place on each; this thread's
-    share. A panel or tile is copied whole: places beyond a text's last key may get anything."""
+def copy_slots(source, source_at, target, target_at, count, thread, num_threads):
+    """`count` slots, a multiple of 32, of (keys, values) to others', from one slot on each; this thread's
+    share. A panel or tile is copied whole: slots beyond a text's last key may get anything."""
     heads = source[0].shape[0]
     for i in range(2):
         outer = heads if i == 0 else heads * value_rows(source[1])
         from_groups, to_groups = groups_of(source[0]), groups_of(target[0])
         flat, to_flat = source[i].reshape(source[i].size), target[i].reshape(target[i].size)
-        size = flat.size // (outer * from_groups)  # of 32 places
+        size = flat.size // (outer * from_groups)  # of 32 slots
         first, last = share(outer, thread, num_threads)
         for o in range(first, last):
             a, b = o * from_groups + source_at // AT_ONCE, o * to_groups + target_at // AT_ONCE
@@ -145,7 +147,7 @@ def copy_places(source, source_at, target, target_at, count, thread, num_threads
 
 
 def groups_of(keys):
-    """Times 32 places."""
+    """Times 32 slots."""
 
 
 @overload(groups_of, jit_options={"nogil": True})
@@ -156,7 +158,7 @@ def _groups_of(keys):
 
 
 def value_rows(values):
-    """Blocks of a head of `values` that lie in front of its places."""
+    """Blocks of a head of `values` that lie in front of its slots."""
 
 
 @overload(value_rows, jit_options={"nogil": True})

@@ -1,7 +1,7 @@
 """RMSNorm and RoPE on panels: sums run over rows, so every lane (token) is by itself.
 
-rms_norm: x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467). RoPE: channel pair (i, i + H/2) turned by the
-token's angle i (arXiv:2104.09864); cos and sin are panels [P, H/2, 16].
+rms_norm: x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467). RoPE: channel pair (i, i + H/2) rotated by
+the token's angle i (arXiv:2104.09864); cos and sin are panels [P, H/2, 16].
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def rms_norm(x, first_panel, panels, weight, eps, out, thread, num_threads):
 
 
 @inline
-def norm_and_rope(x, x_at, weight, eps, cos, sin, rope_at, out, out_at):
+def norm_rope(x, x_at, weight, eps, cos, sin, rope_at, out, out_at):
     """One head of one panel: rms_norm over its H rows, then RoPE. `out` may be `x`."""
     half = weight.size // 2
     scale = inverse_rms(x, x_at, weight.size, eps)
@@ -65,8 +65,8 @@ def norm_and_rope(x, x_at, weight, eps, cos, sin, rope_at, out, out_at):
 
 
 @inline
-def query_heads(q, panels, rope_panel, q_norm, eps, cos, sin, thread, num_threads):
-    """Normalise and turn the query heads of `panels` panels in place: q [P, >= N*H, 16], heads one below
+def norm_rope_queries(q, panels, rope_panel, q_norm, eps, cos, sin, thread, num_threads):
+    """Normalise and rotate the query heads of `panels` panels in place: q [P, >= N*H, 16], heads one below
     the other."""
     H = q_norm.size
     heads = q.shape[1] // H
@@ -74,4 +74,4 @@ def query_heads(q, panels, rope_panel, q_norm, eps, cos, sin, thread, num_thread
     for task in range(first, last):
         p, head = task // heads, task % heads
         at = (p * q.shape[1] + head * H) * 16
-        norm_and_rope(q, at, q_norm, eps, cos, sin, (rope_panel + p) * (H // 2) * 16, q, at)
+        norm_rope(q, at, q_norm, eps, cos, sin, (rope_panel + p) * (H // 2) * 16, q, at)

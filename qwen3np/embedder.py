@@ -232,7 +232,7 @@ class Embedder(DropIn, PickledByArguments):
             vectors = np.empty((len(texts), dim), np.float32)
             for part in distinct.parts():
                 some = [distinct.ids(n) for n in part]
-                states = self.backend.encode(some, prefix, batch_size, bar.update)
+                states = self.backend.forward(some, prefix, batch_size, bar.update)
                 check_states(states, some, self.checkpoint, self.backend)
                 rows = distinct.rows_of(part)
                 cut = self._cut(states, dim, normalize_embeddings)

@@ -22,6 +22,11 @@ arXiv:2506.05176.
 import numpy as np
 
 
+def embed(ids_T, embed_tokens):
+    """Rows of the table as they are, no scaling."""
+    return embed_tokens[ids_T]
+
+
 def silu(x):
     """x * sigmoid(x)  (arXiv:1702.03118). The bound keeps exp finite: e^88 is the last power float32 can
     hold."""
@@ -110,14 +115,14 @@ def block(x_TD, layer, cos, sin, eps):
     return x_TD
 
 
-def encode(texts, embed_tokens, layers, norm, eps, theta, head_dim):
+def forward(texts, embed_tokens, layers, norm, eps, theta, head_dim):
     """Token ids of each text -> its states x_TD after the last layer and the final norm, a list as long as
     `texts`.
 
     `layers` yields each layer's weights once; all texts pass before the next is read, each of them on its
     own.
     """
-    xs = [embed_tokens[ids_T] for ids_T in texts]  # rows of the table as they are, no scaling
+    xs = [embed(ids_T, embed_tokens) for ids_T in texts]
     tables = [rope_table(len(ids_T), head_dim, theta) for ids_T in texts]
     for layer in layers:
         xs = [block(x_TD, layer, cos, sin, eps) for x_TD, (cos, sin) in zip(xs, tables, strict=True)]

@@ -239,7 +239,7 @@ class Reranker(DropIn, PickledByArguments):
         with progress_bar(len(distinct), show_progress_bar, "pairs") as bar:
             for numbers in _together([pairs[i][0] for i in first]):
                 some = [distinct.ids(n) for n in numbers]
-                states = self.backend.encode(some, self.tokenizer.system, batch_size, bar.update)
+                states = self.backend.forward(some, self.tokenizer.system, batch_size, bar.update)
                 check_states(states, some, self.checkpoint, self.backend)
                 once[numbers] = self.scores(self.logits(states))
         scores = once[distinct.rows]

@@ -23,7 +23,7 @@ def test_vectors_are_the_reading_copy(tiny):
     """encode = reference.encode of the token ids, pooled, cut, normalised; in the caller's order."""
     model = Embedder(tiny, matmul_precision="highest")
     c, w = model.config, model.checkpoint.weights(np.float64)
-    states = reference.encode(
+    states = reference.forward(
         model.tokenize(TEXTS), w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
     )
     exact = reference.normalize(np.stack([x_TD[-1] for x_TD in states]))

@@ -80,7 +80,7 @@ def small(tiny) -> Checkpoint:
 
 def truth(checkpoint: Checkpoint, texts: list[list[int]]) -> np.ndarray:
     c, w = checkpoint.config, checkpoint.weights(np.float64)
-    states = reference.encode(
+    states = reference.forward(
         texts, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
     )
     return reference.normalize(np.stack([reference.pool(x_TD) for x_TD in states]))

@@ -71,7 +71,7 @@ def test_vectors_are_transformers(folder, texts, float32, float64, backend, prec
     """Within 1e-6 of float32, and no further from float64 than twice PyTorch's float32 is, where products are
     of float32."""
     model = Embedder(folder, backend=backend, matmul_precision=precision)
-    vectors = reference.normalize(model.backend.encode(texts))
+    vectors = reference.normalize(model.backend.forward(texts))
     ours, theirs = (np.abs(v - float64).max() for v in (vectors, float32))
     print(
         f"\n{model.backend!r}: from float32 {np.abs(vectors - float32).max():.2e},"
@@ -87,7 +87,7 @@ def test_vectors_are_transformers(folder, texts, float32, float64, backend, prec
 def test_medium_is_closer_than_bfloat16(folder, texts, float64):
     """bfloat16 activations, float32 everything else: 2.5 times closer than PyTorch's bfloat16 or more."""
     model = Embedder(folder, matmul_precision="medium")
-    ours = np.abs(reference.normalize(model.backend.encode(texts)) - float64).max()
+    ours = np.abs(reference.normalize(model.backend.forward(texts)) - float64).max()
     theirs = np.abs(transformers_vectors(folder, texts, "bfloat16") - float64).max()
     print(f"\n{model.backend!r}: from float64 {ours:.2e} (PyTorch bfloat16 {theirs:.2e})")
     assert ours <= theirs / 2.5

@@ -268,7 +268,7 @@ def test_an_exception_of_the_progress_bar_ends_the_call(model, expected):
         raise Struck
 
     with pytest.raises(Struck):
-        model.backend.encode(ids, batch_size=1, progress=fail)
+        model.backend.forward(ids, batch_size=1, progress=fail)
     np.testing.assert_array_equal(in_time(lambda: model.encode(TEXTS)), expected)
 
 
@@ -287,7 +287,7 @@ def test_a_signal_handler_and_a_progress_bar_may_call_encode(model, expected):
             time.sleep(0.01)
     finally:
         signal.signal(signal.SIGALRM, before)
-    model.backend.encode(ids, progress=lambda texts: results.append(model.encode(TEXTS)))
+    model.backend.forward(ids, progress=lambda texts: results.append(model.encode(TEXTS)))
     assert len(results) > 1
     for result in results:
         np.testing.assert_array_equal(result, expected)
@@ -329,7 +329,7 @@ def test_a_call_that_was_left_keeps_no_weights_alive(tiny):
             ids = model.tokenize(TEXTS) * 5
             with pytest.raises(Struck):
                 if how == "progress":
-                    model.backend.encode(ids, batch_size=1, progress=fail)
+                    model.backend.forward(ids, batch_size=1, progress=fail)
                 else:
                     model.backend.pool.call(lambda job, kept=model.backend: fail(kept))
             backend = weakref.ref(model.backend)

@@ -73,7 +73,7 @@ def test_encode_is_the_stages_in_one_go():
     weights = Weights(Frozen(), np.dtype(np.float32))
     texts = [FROZEN[f"{length}/ids"] for length in LENGTHS]
     c = weights.checkpoint.config
-    states = reference.encode(
+    states = reference.forward(
         texts, weights.embed_tokens, weights.layers, weights.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
     )
     for ids, x_TD in zip(texts, states, strict=True):

@@ -72,7 +72,7 @@ def results(folder: Path, stored: str) -> Iterator[tuple[str, NDArray]]:
     yield "encode, 40 channels", embedder.encode(TEXTS, truncate_dim=40)
     yield "token_embeddings", np.concatenate(embedder.encode(TEXTS, output_value="token_embeddings"))
     reranker = Reranker(write_model(folder / "reranker", "reranker-tiny", stored), reproducible=True)
-    states = reranker.backend.encode(reranker.tokenize(PAIRS))
+    states = reranker.backend.forward(reranker.tokenize(PAIRS))
     yield "logits", reranker.logits(states)
     yield "raw_scores", reranker.predict(PAIRS, raw_scores=True)
     yield "predict", reranker.predict(PAIRS)

@@ -40,7 +40,7 @@ def exact(folder, pairs):
     """yes - no in float64: the reading copy and all of lm_head."""
     model = Reranker(folder, backend="numpy")
     c, w = model.config, model.checkpoint.weights(np.float64)
-    states = reference.encode(
+    states = reference.forward(
         model.tokenize(pairs), w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
     )
     name = "embed_tokens" if c.tie_word_embeddings else "lm_head"

@@ -187,12 +187,12 @@ def test_teams_that_were_left_keep_no_weights_alive(tiny, six_threads, monkeypat
             ids = texts_of([300] * 12)
             assert len(model.backend._plan([300] * 12, 0, None)) == 2
             if how == "done":
-                model.backend.encode(ids)
+                model.backend.forward(ids)
             else:
                 with pytest.raises(Struck), pytest.MonkeyPatch.context() as patch:
                     if how == "step":
                         patch.setattr(NumbaBackend, "_run", fail)
-                    model.backend.encode(ids, progress=fail)
+                    model.backend.forward(ids, progress=fail)
             backend = weakref.ref(model.backend)
             del model
             assert backend() is None, how

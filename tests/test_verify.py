@@ -85,10 +85,10 @@ def test_stages_end_in_the_bits_of_encode(tiny, kernel):
     backend = NumbaBackend(Checkpoint(tiny), kernel[1])
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, 2048, n).tolist() for n in (1, 17, 300, 15, 1, 700)]
-    before = backend.encode(texts)
+    before = backend.forward(texts)
     stages = dict(backend.stages(texts))
     np.testing.assert_array_equal(stages["pooled"], reference.normalize(before))
-    np.testing.assert_array_equal(backend.encode(texts), before)
+    np.testing.assert_array_equal(backend.forward(texts), before)
     ends = np.cumsum([len(t) for t in texts])
     np.testing.assert_array_equal(reference.normalize(stages["norm"][ends - 1]), stages["pooled"])
     for i in range(4):

@@ -37,7 +37,7 @@ def compile_kernels(matmul_precision: str | None = None, reproducible: bool = Fa
     """Compile the kernels of a precision, or of all of them, or those of reproducible vectors, for bfloat16
     and float32 checkpoints, unless they are there already. Returns kernel and types -> whether it is kept on
     disk."""
-    from ..engine import encode, layer_stages
+    from ..engine import forward, stage
     from ..runtime.numba_backend import PRECISIONS, NumbaBackend
     from ..runtime.packed_weights import pack_share
 
@@ -50,7 +50,7 @@ def compile_kernels(matmul_precision: str | None = None, reproducible: bool = Fa
             del checkpoint  # Windows deletes no file that is mapped
     return {
         f"{kernel.__name__} {number}": kernel._cache.kept(types, kernel.targetctx)
-        for kernel in (pack_share, encode, layer_stages)
+        for kernel in (pack_share, forward, stage)
         for number, types in enumerate(kernel.signatures, 1)
     }
 

@@ -107,13 +107,14 @@ def _show_generated(folder: Path, why: str, out: Print) -> None:
     out("\nlargest difference of a unit vector's channel from the reading copy in float64:")
     ids4 = model.tokenize(CARD_QUERIES, prompt_name="query") + model.tokenize(CARD_DOCUMENTS)
     w = model.checkpoint.weights(np.float64)
-    exact = reference.encode(ids4, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim)
+    settings = (c.rms_norm_eps, c.rope_theta, c.head_dim)
+    exact = reference.forward(ids4, w.embed_tokens, w.layers, w.norm, *settings)
     truth = reference.normalize(np.stack([reference.pool(x_TD) for x_TD in exact]))
     backends: list[Backend] = [
         *(NumbaBackend(model.checkpoint, precision) for precision in PRECISIONS),
         NumpyBackend(model.checkpoint),
     ]
     for backend in backends:
-        difference = np.abs(reference.normalize(backend.encode(ids4)) - truth).max()
+        difference = np.abs(reference.normalize(backend.forward(ids4)) - truth).max()
         out(f"  {difference:.1e}  {backend!r}")
     out('\nNext: qwen3np embed --model Qwen/Qwen3-Embedding-0.6B "your text"   on a machine with a network')

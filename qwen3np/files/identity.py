@@ -26,11 +26,11 @@ SEGMENT = 1 << 24  # bytes that one thread digests at a time
 def of_model(model: Embedder, prompt: str, dim: int) -> dict[str, Any]:
     backend = model.backend
     return {
-        "model": model_digest(model.checkpoint, getattr(backend, "num_threads", 1)),
+        "model": model_digest(model.checkpoint, backend.num_threads),
         "prompt": prompt,
         "dim": dim,
         "max_seq_length": model.max_seq_length,
-        "backend": [backend.name, *(getattr(backend, name, None) for name in ("isa", "matmul_precision"))],
+        "backend": [backend.name, backend.isa, backend.matmul_precision],
         "qwen3np": __version__,
     }
 

@@ -272,10 +272,14 @@ class Rows:
     dtype: np.dtype[Any]
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
+        return widen(self.raw(rows), self.dtype)
+
+    def raw(self, rows: Any) -> NDArray[Any]:
+        """As stored, bfloat16 as uint16 bits; but float16 as float32."""
         self.checkpoint.check_unchanged()
-        taken = widen(self.stored[rows], self.dtype)
+        taken = self.stored[rows]
         self.checkpoint.check_unchanged()
-        return taken
+        return taken.astype(np.float32) if taken.dtype == np.float16 else taken
 
 
 def read_safetensors(path: Path) -> list[Tensor]:

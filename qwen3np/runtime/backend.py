@@ -19,11 +19,22 @@ BATCH = 32  # texts of the reading copy at a time: the states of all their token
 
 
 class Backend(Protocol):
-    """What runs the encoder."""
+    """What runs the encoder. `repr` says which, how exact, and on how many threads.
+
+    name: "numba" or "numpy". isa: its instruction path. arithmetic: what products are made of: "float32",
+    also where the CPU has nothing faster than it, or "high" or "medium". num_threads: 1 for the reading
+    copy, whose threads are NumPy's.
+    """
 
     name: str
+    isa: str
+    matmul_precision: str
+    arithmetic: str
 
-    def encode(
+    @property
+    def num_threads(self) -> int: ...
+
+    def forward(
         self,
         texts: Sequence[Sequence[int]],
         prefix: Sequence[int] = (),
@@ -33,8 +44,11 @@ class Backend(Protocol):
         """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
         normalised.
 
-        prefix: a beginning of these texts that later calls will have too. batch_size: texts computed at a
-        time, at the most. progress: called with the number of texts that were computed since its last call.
+        Args:
+            texts: token ids of each text.
+            prefix: what these texts begin with, and later calls will too.
+            batch_size: texts computed at a time, at the most.
+            progress: called with the number of texts that were computed since its last call.
         """
 
     def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
@@ -43,12 +57,15 @@ class Backend(Protocol):
     def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[Stage]:
         """The same computation, stopped at each stage (see stages.py)."""
 
+    def with_threads(self, num_threads: int) -> Backend:
+        """The same on another number of threads, with an empty prefix cache."""
+
 
 class NumpyBackend:
     """The reading copy, reference.py. Its memory is one layer's float32 weights and one head's S x S
     scores."""
 
-    name = "numpy"
+    name, isa, matmul_precision, arithmetic, num_threads = "numpy", "numpy", "highest", "float32", 1
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
@@ -57,7 +74,7 @@ class NumpyBackend:
     def __repr__(self) -> str:
         return "numpy, the reading copy"
 
-    def encode(
+    def forward(
         self,
         texts: Sequence[Sequence[int]],
         prefix: Sequence[int] = (),
@@ -74,14 +91,14 @@ class NumpyBackend:
 
     def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
         c, w = self.config, self.weights
-        return list(
-            reference.encode(
-                texts, w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim
-            )
-        )
+        args = (w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim)
+        return list(reference.forward(texts, *args))
 
     def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[Stage]:
         return reference_stages(texts, self.weights, reference)
+
+    def with_threads(self, num_threads: int) -> NumpyBackend:
+        return self
 
 
 def check_backend(backend: str) -> None:

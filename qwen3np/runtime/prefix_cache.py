@@ -1,4 +1,4 @@
-"""Beginnings that texts share, an instruction above all: their keys and values are computed once.
+"""The prefix cache: what texts begin with, an instruction above all, is computed once.
 
 In causal attention a token's keys and values depend on the tokens before it alone, and here they are the same
 bits in any company: reusing them changes nothing but the time.
@@ -12,15 +12,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-SHORTEST, LONGEST = 8, 512  # tokens of a shared beginning: 512 of the 0.6B are 117 MB in float32
-KEPT = 1024  # tokens in all
-SAVED = 128  # tokens that a beginning must save to be worth one more pass over the weights
+SHORTEST, LONGEST = 8, 512  # tokens of a prefix: 512 of the 0.6B are 117 MB in float32
+CAPACITY = 1024  # tokens in all
+MIN_TOKENS_SAVED = 128  # for which one more pass over the weights is worth its time
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Token ids, and their keys and values of every layer [L, ...] as kernels/keys_values.py lays them
-    out."""
+class CachedPrefix:
+    """Token ids, and their keys and values of every layer [L, ...], laid out as kernels/kv_layout.py says."""
 
     ids: tuple[int, ...]
     keys: NDArray[Any]
@@ -30,47 +29,52 @@ class Beginning:
         return len(self.ids)
 
 
-class Beginnings:
-    """Those that are kept; the one that was not used for longest goes first."""
+class PrefixCache:
+    """An LRU cache of prefixes. `none` is the one of no tokens."""
 
-    def __init__(self, none: Beginning) -> None:
+    def __init__(self, none: CachedPrefix) -> None:
         self.none = none
-        self._kept: list[Beginning] = []
+        self._entries: list[CachedPrefix] = []  # the least recently used first
 
-    def longest(self, ids: Sequence[int]) -> Beginning:
-        """The longest kept beginning of `ids`, or `none`."""
+    def __len__(self) -> int:
+        """Tokens of all entries."""
+        return sum(map(len, self._entries))
+
+    def longest(self, ids: Sequence[int]) -> CachedPrefix:
+        """The longest cached prefix of `ids`, or `none`."""
         ids = tuple(ids)
-        fitting = [b for b in self._kept if ids[: len(b)] == b.ids]
+        fitting = [entry for entry in self._entries if ids[: len(entry)] == entry.ids]
         if not fitting:
             return self.none
         best = max(fitting, key=len)
-        self._kept.remove(best)
-        self._kept.append(best)
+        self._entries.remove(best)
+        self._entries.append(best)
         return best
 
-    def add(self, beginning: Beginning) -> None:
-        self._kept.append(beginning)
-        while sum(map(len, self._kept)) > KEPT:
-            del self._kept[0]
+    def add(self, entry: CachedPrefix) -> None:
+        """Keep it, and drop the least recently used ones beyond CAPACITY tokens."""
+        self._entries.append(entry)
+        while len(self) > CAPACITY:
+            del self._entries[0]
 
 
-def shared_by(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """What all texts begin with, less than the whole of any."""
+def common_prefix(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The longest common prefix, at least one token shorter than the shortest text."""
     first, last = min(map(tuple, texts)), max(map(tuple, texts))  # what these two share, all share
     most = min(map(len, texts)) - 1
     length = next((i for i in range(most) if first[i] != last[i]), most)
     return tuple(first[:length])
 
 
-def worth_computing(
-    texts: Sequence[Sequence[int]], asked: Sequence[int], kept: Beginnings
+def prefixes_to_compute(
+    texts: Sequence[Sequence[int]], requested: Sequence[int], cache: PrefixCache
 ) -> Iterator[tuple[int, ...]]:
-    """Beginnings of all texts that are not kept and should be: `asked`, if it is one, and what the texts
-    share, if that saves enough."""
-    shared = shared_by(texts)[:LONGEST]
-    asked = tuple(asked)[:LONGEST]
-    if SHORTEST <= len(asked) and asked == shared[: len(asked)] and len(kept.longest(asked)) < len(asked):
+    """Prefixes to compute before this batch: `requested`, if all texts begin with it, and their common
+    prefix, if caching it saves at least MIN_TOKENS_SAVED tokens."""
+    common = common_prefix(texts)[:LONGEST]
+    asked = tuple(requested)[:LONGEST]
+    if SHORTEST <= len(asked) and asked == common[: len(asked)] and len(cache.longest(asked)) < len(asked):
         yield asked
-    more = len(shared) - len(kept.longest(shared))
-    if len(shared) >= SHORTEST and more * (len(texts) - 1) >= SAVED:
-        yield shared
+    more = len(common) - len(cache.longest(common))
+    if len(common) >= SHORTEST and more * (len(texts) - 1) >= MIN_TOKENS_SAVED:
+        yield common

@@ -31,7 +31,7 @@ def reference_stages(
     """The stages in the reading copy, in the precision of `weights`; one layer's weights in memory. `answers`
     are a reranker's token ids of "yes" and "no"."""
     c = weights.checkpoint.config
-    xs = [weights.embed_tokens[list(ids)] for ids in texts]
+    xs = [ref.embed(list(ids), weights.embed_tokens) for ids in texts]
     yield "embed_tokens", np.concatenate(xs)
     tables = [ref.rope_table(len(ids), c.head_dim, c.rope_theta) for ids in texts]
     for i in range(c.num_hidden_layers):

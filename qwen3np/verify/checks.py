@@ -40,19 +40,6 @@ class Check:
     source: str = ""
 
 
-def arithmetic(backend: Backend) -> str:
-    """A key of STAGE_TOLERANCE: what the products are made of, which is not the precision asked for where the
-    CPU has nothing faster than float32."""
-    if backend.name == "numpy":
-        return "float32"
-    from ..kernels import isa
-
-    if getattr(backend, "isa", "") in (isa.SIMD, isa.AVX2):
-        return "float32"
-    precision: str = getattr(backend, "matmul_precision", "highest")
-    return "float32" if precision == "highest" else precision
-
-
 class Subject(Protocol):
     """A model as a verification sees it."""
 
@@ -87,23 +74,22 @@ class Subject(Protocol):
 
 def encoder_checks(backend: Backend, ids: list[list[int]], pooled: NDArray[Any]) -> Iterator[Check]:
     """`pooled` are the unit vectors that the stages ended in."""
-    batch = backend.encode(ids)
+    batch = backend.forward(ids)
     yield same_bits("stages end in encode's vectors", reference.normalize(batch), pooled)
-    yield same_bits("alone as in a batch", np.concatenate([backend.encode([i]) for i in ids]), batch)
-    yield same_bits("in reversed order", backend.encode(ids[::-1])[::-1], batch)
-    twice = backend.encode([i for i in ids for _ in range(2)])
+    yield same_bits("alone as in a batch", np.concatenate([backend.forward([i]) for i in ids]), batch)
+    yield same_bits("in reversed order", backend.forward(ids[::-1])[::-1], batch)
+    twice = backend.forward([i for i in ids for _ in range(2)])
     yield same_bits("every text twice", twice, np.repeat(batch, 2, axis=0))
     yield _threads(backend, ids, batch)
 
 
 def _threads(backend: Backend, ids: list[list[int]], batch: NDArray[Any]) -> Check:
-    with_threads = getattr(backend, "with_threads", None)
     cores = usable_cores()
-    if with_threads is None or cores == 1:
+    if backend.name == "numpy" or cores == 1:
         why = "one core" if cores == 1 else "the reading copy has none"
         return Check("on 1 thread as on 2", "same bits", "", None, None, why)
-    threads = backend.num_threads if backend.num_threads > 1 else cores  # type: ignore[attr-defined]
-    one, more = (with_threads(n).encode(ids) for n in (1, threads))
+    threads = backend.num_threads if backend.num_threads > 1 else cores
+    one, more = (backend.with_threads(n).forward(ids) for n in (1, threads))
     return same_bits(
         f"on 1 thread as on {threads}", np.concatenate([one, more]), np.concatenate([batch, batch])
     )

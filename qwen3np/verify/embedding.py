@@ -18,7 +18,6 @@ from .checks import (
     LONG,
     OK,
     Check,
-    arithmetic,
     close,
     count,
     library_ids,
@@ -96,7 +95,7 @@ class EmbedderChecks:
 
     def property_checks(self, ids: list[list[int]]) -> Iterator[Check]:
         model, texts, hidden = self.model, self._card, self.model.config.hidden_size
-        batch = model.backend.encode(ids[: len(texts)])
+        batch = model.backend.forward(ids[: len(texts)])
         vectors = model.encode(texts, prompt="", truncate_dim=hidden, normalize_embeddings=True)
         yield same_bits("from text as from its ids", vectors, reference.normalize(batch))
         for dim in sorted({min(32, hidden), hidden // 2, hidden}):
@@ -111,7 +110,7 @@ class EmbedderChecks:
     def published_checks(self, name: str, compared: bool) -> Iterator[Check]:
         """A row for each cosine and, for each vector's head, the channel that is furthest off."""
         model, hidden = self.model, self.model.config.hidden_size
-        extra = ALLOWANCE[arithmetic(model.backend)]
+        extra = ALLOWANCE[model.backend.arithmetic]
         for s in published.SIMILARITIES[name]:
             scores: NDArray[np.float32] = np.full(np.shape(s.scores), np.nan, np.float32)
             if compared:

@@ -30,7 +30,7 @@ from ..runtime.progress import bar
 from ..runtime.stages import Answers, Stage, Texts, reference_stages
 from ..synth.checkpoints import is_generated
 from ..table import table
-from .checks import BAD, OK, Check, Subject, arithmetic, encoder_checks
+from .checks import BAD, OK, Check, Subject, encoder_checks
 from .compare import Row, compare_stages, stage_table
 from .embedding import EmbedderChecks
 from .reranking import RerankerChecks
@@ -138,7 +138,7 @@ def verify(
                 shown.update()
 
         truth, float32 = _sources_of_stages(model, against, ids, subject.answers)
-        stages = compare_stages(truth, got(), STAGE_TOLERANCE[arithmetic(model.backend)], float32)
+        stages = compare_stages(truth, got(), STAGE_TOLERANCE[model.backend.arithmetic], float32)
         shown.set_description("properties")
         properties = [
             *encoder_checks(model.backend, ids, kept["pooled"]),

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ..loading import model_cards
 from ..reranker import MAX_LENGTH, Reranker
-from ..runtime.backend import Backend
 from ..runtime.stages import Answers, Stage, Texts
 from . import published
 from .checks import (
@@ -20,7 +19,6 @@ from .checks import (
     OK,
     OTHER_TOKENIZER,
     Check,
-    arithmetic,
     close,
     count,
     library_ids,
@@ -59,7 +57,7 @@ class RerankerChecks:
         yield from model.backend.stages(ids)
         if self.answers is None:  # a sequence classifier: the other side has no head for it
             return
-        logits = model.logits(model.backend.encode(ids))
+        logits = model.logits(model.backend.forward(ids))
         yield "scores", np.concatenate([*logits.T, model.scores(logits)])[None]
 
     def token_checks(self, is_published: bool) -> Iterator[Check]:
@@ -96,13 +94,13 @@ class RerankerChecks:
 
     def property_checks(self, ids: list[list[int]]) -> Iterator[Check]:
         model, instruction = self.model, model_cards.RERANKER_INSTRUCTION
-        states = model.backend.encode(ids[: len(self._pairs)])
+        states = model.backend.forward(ids[: len(self._pairs)])
         raw = model.predict(self._pairs, instruction=instruction, raw_scores=True)
         yield same_bits("from text as from its ids", raw[:, None], self._scores(states)[:, None])
         query, documents = published.PLANET_QUERY, published.PLANET_DOCUMENTS + published.CARD_DOCUMENTS
         pairs = [(query, document) for document in documents]
-        alone = _without_kept(model.backend)
-        apart = np.concatenate([alone.encode([i]) for i in model.tokenize(pairs)])
+        alone = model.backend.with_threads(model.backend.num_threads)
+        apart = np.concatenate([alone.forward([i]) for i in model.tokenize(pairs)])
         together = model.predict(pairs, raw_scores=True)
         yield same_bits("a query's tokens shared or not", together[:, None], self._scores(apart)[:, None])
         other_order = model.predict(pairs[::-1], batch_size=2, raw_scores=True)[::-1]
@@ -115,7 +113,7 @@ class RerankerChecks:
 
     def published_checks(self, name: str, compared: bool) -> Iterator[Check]:
         """A row for each difference, and for each probability that is published too."""
-        model, extra = self.model, ALLOWANCE[arithmetic(self.model.backend)]
+        model, extra = self.model, ALLOWANCE[self.model.backend.arithmetic]
         for s in published.LOGIT_DIFFERENCES[name]:
             pairs = [(s.query, document) for document in s.documents]
             source, instruction = f"{s.arithmetic}: {s.source}", model_cards.RERANKER_INSTRUCTION
@@ -139,9 +137,3 @@ class RerankerChecks:
         bodies = [model_cards.reranker_body(*pair) for pair in pairs]
         around = [model_cards.RERANKER_SYSTEM, model_cards.RERANKER_ANSWER]
         return library_ids(self.model.checkpoint, [*around, *bodies])
-
-
-def _without_kept(backend: Backend) -> Backend:
-    """The same backend, or one of its own, that keeps no beginning of any text yet."""
-    with_threads = getattr(backend, "with_threads", None)
-    return backend if with_threads is None else with_threads(backend.num_threads)  # type: ignore[attr-defined]
