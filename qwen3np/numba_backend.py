@@ -70,8 +70,8 @@ class NumbaBackend:
             raise ValueError(f"matmul_precision = {matmul_precision!r} is not one of {', '.join(PRECISIONS)}")
         if reproducible and matmul_precision == "medium":
             raise ValueError(
-                "matmul_precision = 'medium' and reproducible=True contradict each other: reproducible vectors "
-                "are computed with 'highest'; leave one of them out"
+                "matmul_precision = 'medium' and reproducible=True contradict each other: reproducible "
+                "vectors are computed with 'highest'; leave one of them out"
             )
         self.reproducible = reproducible
         self.matmul_precision = matmul_precision = "highest" if reproducible else matmul_precision
