@@ -86,8 +86,9 @@ def choose(matmul_precision: str, bfloat16: bool = True) -> str:
     beyond AVX2, FMA and F16C. "amx": bfloat16 tiles, one part of the activations for
     "medium", two for "high", three for "highest". "avx512_bf16": vdpbf16ps, for "medium" only (it multiplies
     bfloat16 activations); twice the speed of float32 on AMD Zen 4 and 5, but slower than float32 on the Intel
-    CPUs that have it. Both are for bfloat16 checkpoints: others are computed by "simd". Raises ValueError for
-    an unknown path and for one that this CPU rules out.
+    CPUs that have it. Both are for bfloat16 checkpoints: others are computed by "simd". ARM has "simd" alone:
+    bfmmla (Neoverse V1, Apple M2 and later), which could do for "medium" what vdpbf16ps does, is for the
+    future. Raises ValueError for an unknown path and for one that this CPU rules out.
     """
     asked = os.environ.get("QWEN3NP_ISA", "")
     if asked not in ("", *PATHS):

@@ -129,10 +129,25 @@ def row_block(rows: int, panels: int, mode: str, kind: str, chain: int) -> Any:
                 loaded = b.load(b.bitcast(address, element.as_pointer()), align=align)
                 return broadcast(b, loaded, REGISTER)
 
+            @cache
+            def four_rows(r, half):
+                """The weights of rows r to r + 3, widened together: NEON multiplies by a lane of a register,
+                and a step takes 1.3 instructions a multiply-add. (With a load to all lanes for each weight
+                2, and on many CPUs spills.) Behind the block's last row are others of the 16."""
+                address = b.gep(w_k, [ir.Constant(i64, r * (1 if kind == "float32" else 2))])
+                four = vector_load(b, address, ir.VectorType(i32, 4))
+                if kind == "pairs":
+                    sixteen = ir.Constant(four.type, [16] * 4)
+                    four = b.and_(four, upper) if half else b.shl(four, sixteen)
+                return b.bitcast(four, vector)
+
             def widened(r, half):
                 """A bfloat16 is the upper half of a float32: read so that it is, clear the lower half. (One
                 load and a shift for the other of the pair would keep eight more registers alive, and spill
                 them; but where registers are free, loads are what bounds the block.)"""
+                if REGISTER == 4:
+                    four = four_rows(r // 4 * 4, half)
+                    return b.shuffle_vector(four, four, ir.Constant(ir.VectorType(i32, 4), [r % 4] * 4))
                 if kind == "float32":
                     return weight(r, 0, f32, 4)
                 if half == 0 and one_load:
@@ -208,7 +223,8 @@ def prefetch(b: Any, address: Any, distance: int) -> None:
 
 # Token panels a block takes -> rows of W it takes: what fits into the registers. AVX-512 has 32 of 16 floats.
 # AVX2 has 16 of 8, NEON 32 of 4, so a block there is one panel wide: 6 rows of AVX2 are 12 sums, 2 registers
-# of x and one weight. (8 sums just cover the latency of a multiply-add, 4 cycles with 2 begun in each.)
+# of x and one weight; of NEON 24 sums, 4 of x, 2 of four weights as packed and 1 or 2 widened. (8 sums just
+# cover the latency of a multiply-add, 4 cycles with 2 begun in each; NEON begins up to 4.)
 BLOCK_ROWS = {1: 16, 2: 8, 3: 8} if has_feature("avx512f") else {1: 6}
 MAX_PANELS = max(BLOCK_ROWS)
 
