@@ -78,9 +78,9 @@ class WithoutSharing(Ours):
     """qwen3np as if no two texts began alike."""
 
     def encode_texts(self, texts: list[str], prompt: str) -> np.ndarray:
-        from qwen3np.runtime import prefix_cache as beginnings
+        from qwen3np.runtime import prefix_cache
 
-        beginnings.SHORTEST = 1 << 30
+        prefix_cache.SHORTEST = 1 << 30
         return super().encode_texts(texts, prompt)
 
 

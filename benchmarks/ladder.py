@@ -20,9 +20,9 @@ import numpy as np
 import roofline
 from machine import about, describe
 from numba import njit
+
 from qwen3np.kernels.micro_kernel import BLOCK_ROWS, sixteen_rows
 from qwen3np.kernels.simd import fma, load, splat, store
-
 from qwen3np.loading.checkpoint import widen
 from qwen3np.synth.checkpoints import to_bfloat16
 from qwen3np.table import table

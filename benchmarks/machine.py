@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import binding
-from qwen3np.kernels import isa
 
+from qwen3np.kernels import isa
 from qwen3np.runtime.cores import usable_cores
 
 PACKAGES = (

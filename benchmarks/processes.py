@@ -31,7 +31,7 @@ PROCESSES = [
 FIRST_VECTOR = [str(Path(__file__).parent / "contenders.py"), "{name}", "{folder}", "{threads}"]
 LOAD = """
 import time
-import qwen3np.numba_backend
+import qwen3np.runtime.numba_backend
 from qwen3np import Embedder
 start = time.perf_counter(); Embedder({folder!r}); print(time.perf_counter() - start)
 """

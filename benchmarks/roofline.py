@@ -15,10 +15,10 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
 from qwen3np.kernels import amx as tiles
 from qwen3np.kernels import isa
 from qwen3np.kernels.simd import constant, i32, i64, llvm, v16, v16i, v32b
-
 from qwen3np.runtime.cores import usable_cores
 
 CHAINS = 12  # independent sums: more than latency times units of any CPU here

@@ -38,10 +38,10 @@ import report
 import roofline
 from contenders import CONTENDERS, can_be_capped
 from machine import about, available_memory
-from qwen3np.kernels import isa
 from workers import DEPTHS, LAYERS, Extrapolated, Worker, models, say, timer
 from workloads import BARS, CAPPED, PRECISIONS, PYTORCH, SENTENCE, Rerank, Workload, workloads
 
+from qwen3np.kernels import isa
 from qwen3np.runtime.cores import usable_cores
 
 RESULTS = Path(__file__).parent / "results" / "run.json"

@@ -103,7 +103,7 @@ def workloads(folder: Path, reranker: Path, threads: int) -> dict[str, Workload 
     prompt = sentence(INSTRUCTION - 1) + ":"
     works: dict[str, Workload | Rerank] = {
         "1x16": Workload([*PRECISIONS, *ALL], same(1, 16), threads=threads),
-        "1x64": of_texts([*PYTORCH, *BOTH_SENTENCE], [sentence(63)], heavy=False),
+        "1x64": of_texts([*PYTORCH, *BOTH_SENTENCE], [" " + sentence(63)], heavy=False),
         "1x128": Workload(ALL, same(1, 128), threads=threads),
         "8x128": Workload([*PRECISIONS, *ALL], same(8, 128), threads=threads),
         "1x512": Workload(ONE_OF_EACH, same(1, 512), threads=threads),

@@ -344,7 +344,7 @@ def attention(
     keys in slots[it].
 
     Tasks are handed out one by one, and there are two a thread or more: a panel's cost grows with its
-    position in the sequence. """
+    position in the sequence."""
     heads = keys.shape[0]
     at_once = max(1, min(PANELS, panels * heads // (2 * num_threads)))
     tasks = -(-panels // at_once) * heads

@@ -22,10 +22,10 @@ from .simd import i32, pointer
 
 ARRIVED, GENERATION, TASKS = 0, 8, 16  # 64 bytes apart, so that no two share a cache line
 STOP, STOPPING = 24, 32  # asked from outside at any time; what all threads saw at the latest barrier
-# A thread that waits looks SPINS times, some 20 us on AMD and 45 on Intel, where a pause takes 64 and 140
-# cycles; then offers its core to others between two looks, 0.5 ms or so; then sleeps between them. Most waits
-# end in the first part. In the last the core saves power, and looks idle to the system, which then moves a
-# thread there that the others wait for.
+# A thread that waits looks SPINS times, for some 10 us, as a pause takes 40 to 60 ns; then offers its core to
+# others between two looks, for 0.5 ms or so; then sleeps between them. Most waits end in the first part. In
+# the last the core saves power, and looks idle to the system, which then moves a thread there that the others
+# wait for.
 SPINS, YIELDS = 200, 1000
 SLEEP = 50  # microseconds; Linux makes it 100, and a wait that comes so far has lasted five times that
 

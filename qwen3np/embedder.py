@@ -99,9 +99,7 @@ class Embedder(DropIn, PickledByArguments):
         modules = load_modules(folder)
         self.checkpoint = Checkpoint(folder, modules.path)
         self.config = self.checkpoint.config
-        self.tokenizer, self._modules = open_embedder(
-            folder, self.checkpoint, modules, escape_special_tokens
-        )
+        self.tokenizer, self._modules = open_embedder(folder, self.checkpoint, modules, escape_special_tokens)
         modules = self._modules
         self._own_max_seq_length = max_seq_length_of(
             modules.transformer, self.checkpoint.transformer_folder, self.config

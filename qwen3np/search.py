@@ -258,6 +258,7 @@ class Nearest:
             least = max(least, np.partition(rough - margin, -self._count)[-self._count])
         return np.flatnonzero(rough + margin >= least)
 
+
 def _check_search(queries: Vectors, corpus: Any, score_function: str, precision: str, rescore: Any) -> None:
     check_similarity(score_function)
     if precision not in PRECISIONS:

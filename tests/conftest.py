@@ -12,10 +12,10 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
-from qwen3np.kernels import isa
 
 from qwen3np import Embedder
 from qwen3np.cli import main
+from qwen3np.kernels import isa
 from qwen3np.runtime.numba_backend import PRECISIONS
 from qwen3np.synth.checkpoints import LIKE, synthesize
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
 from qwen3np.kernels import attention, isa, matmul, team
 from qwen3np.kernels import kv_layout as keys_values
 from qwen3np.kernels import norm_rope as norm
-
 from qwen3np.loading.checkpoint import widen
-from qwen3np.runtime.numba_backend import text_segments
+from qwen3np.runtime.packed_batch import text_segments
 from qwen3np.runtime.packed_weights import allocate, as_uint32, pack_share, pad
 from qwen3np.synth.checkpoints import to_bfloat16
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from qwen3np.kernels import isa
 
 EMBED = """
@@ -38,7 +39,7 @@ def test_two_processes_fill_one_cold_cache(tiny, tmp_path):
     both = [start(EMBED, tiny, str(tmp_path)) for _ in range(2)]
     (first, first_err), (second, second_err) = (finish(process) for process in both)
     assert first == second
-    assert (first_err + second_err).count("compiling the kernel encode") == 1
+    assert (first_err + second_err).count("compiling the kernel forward") == 1
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.kernel")}
     out, err = finish(start(EMBED, tiny, str(tmp_path)))
     assert out == first and "compiling" not in err
@@ -48,7 +49,7 @@ def test_two_processes_fill_one_cold_cache(tiny, tmp_path):
 EVERYTHING = """
 import sys
 from qwen3np import Embedder
-from qwen3np.numba_backend import PRECISIONS
+from qwen3np.runtime.numba_backend import PRECISIONS
 for precision in PRECISIONS:
     list(Embedder(sys.argv[1], matmul_precision=precision).backend.stages([[1, 2]]))
 print("no message")
@@ -60,7 +61,7 @@ def test_after_compile_nothing_is_compiled(tiny, tmp_path, capsys):
     """As in a container image: `qwen3np compile`, then any precision, also where nothing can be written."""
     compile_all = "from qwen3np.cli import main; main(['compile'])"
     _, err = finish(start(compile_all, tiny, str(tmp_path)))
-    assert err.count("compiling the kernel encode") >= 2  # of bfloat16 and of float32 weights
+    assert err.count("compiling the kernel forward") >= 2  # of bfloat16 and of float32 weights
     assert err.count("compiling") == err.count("compiled the kernel")
     no_files = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))" if os.name != "nt" else ""
     assert finish(start(no_files + EVERYTHING, tiny, str(tmp_path))) == ("no message\n", "")
@@ -70,15 +71,15 @@ def test_after_compile_nothing_is_compiled(tiny, tmp_path, capsys):
 
 COMPILE = """
 from numba import typeof
-from qwen3np import numba_backend, weights
-from qwen3np.checkpoint import Checkpoint
-from qwen3np.engine import encode
-from qwen3np.threads import Job
-Job.run = weights.compile_for = lambda *args, **kwargs: None
+from qwen3np.runtime import numba_backend, packed_weights
+from qwen3np.loading.checkpoint import Checkpoint
+from qwen3np.engine import forward
+from qwen3np.runtime.threads import Job
+Job.run = packed_weights.compile_for = lambda *args, **kwargs: None
 numba_backend.compile_for = lambda kernel, arguments, _: kernel.compile(tuple(map(typeof, arguments)))
 backend = numba_backend.NumbaBackend(Checkpoint(sys.argv[1]))
 assert backend.isa == path, backend.isa
-print(*encode.inspect_asm().values())
+print(*forward.inspect_asm().values())
 """
 
 FOR_AMX = f"""

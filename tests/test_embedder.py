@@ -173,13 +173,13 @@ def test_what_texts_share_is_computed_once(tiny, monkeypatch):
     texts = [f"query number {i}" for i in range(40)]
     plain = np.stack([model.encode(model.prompts["query"] + text) for text in texts])
     computed = []
-    run = model.backend._run
+    run = model.backend._pooled
 
     def counting(job, batch, known, saved):
         computed.append(sum(len(text) - len(known) for text in batch))
         return run(job, batch, known, saved)
 
-    monkeypatch.setattr(model.backend, "_run", counting)
+    monkeypatch.setattr(model.backend, "_pooled", counting)
     np.testing.assert_array_equal(model.encode_query(texts * 3), np.concatenate([plain] * 3))
     prompt = len(model.tokenize("", prompt_name="query")[0]) - 2
     lengths = [len(ids) for ids in model.tokenize(texts, prompt_name="query")]

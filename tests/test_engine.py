@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qwen3np.kernels import isa
 from tolerances import channel
 
 from qwen3np import Embedder, engine, reference
+from qwen3np.kernels import isa
 from qwen3np.loading.checkpoint import Checkpoint
 from qwen3np.loading.config import Config
-from qwen3np.runtime import prefix_cache as beginnings
+from qwen3np.runtime import prefix_cache
 from qwen3np.runtime.numba_backend import NumbaBackend
 from qwen3np.synth import checkpoints as synth
 
@@ -91,7 +91,7 @@ def test_it_is_the_reading_copy(odd, kernel):
     checkpoint, texts, expected = odd
     run = NumbaBackend(checkpoint, precision)
     assert run.isa == path
-    error = np.abs(reference.normalize(run.encode(texts)) - expected).max(axis=1)
+    error = np.abs(reference.normalize(run.forward(texts)) - expected).max(axis=1)
     tolerance = channel(run, checkpoint.config.hidden_size)
     assert error.max() <= tolerance, f"{dict(zip(LENGTHS, error, strict=False))}"
 
@@ -100,48 +100,48 @@ def test_a_text_has_the_same_bits_in_any_company(small, kernel):
     """Alone, in 50 random batches with any neighbours, reversed, doubled, with one and two threads."""
     texts = random_texts(small.config)
     run = NumbaBackend(small, kernel[1])
-    alone = np.concatenate([run.encode([text]) for text in texts])
+    alone = np.concatenate([run.forward([text]) for text in texts])
     single = NumbaBackend(small, kernel[1], num_threads=1)
     rng = np.random.default_rng(1)
     for trial in range(50):
         chosen = rng.integers(0, len(texts), rng.integers(1, 30))
         chosen = chosen[::-1] if trial % 2 else np.repeat(chosen, 2)
-        encode = (single if trial % 3 == 0 else run).encode
+        encode = (single if trial % 3 == 0 else run).forward
         np.testing.assert_array_equal(encode([texts[i] for i in chosen]), alone[chosen])
 
 
-def test_a_shared_beginning_changes_no_bit(small, kernel, monkeypatch):
+def test_a_shared_prefix_changes_no_bit(small, kernel, monkeypatch):
     """Beginnings computed once, kept, built on one another, and forgotten: each text as if it were alone."""
     plain, sharing = NumbaBackend(small, kernel[1]), NumbaBackend(small, kernel[1])
     rng = np.random.default_rng(2)
     long = rng.integers(0, small.config.vocab_size, 600).tolist()
     computed: list[int] = []
-    run = sharing._run
+    run = sharing._pooled
 
     def counting(job, texts, known, saved):
         computed.append(sum(len(text) - len(known) for text in texts))
         return run(job, texts, known, saved)
 
-    monkeypatch.setattr(sharing, "_run", counting)
+    monkeypatch.setattr(sharing, "_pooled", counting)
     for length in (8, 15, 16, 17, 31, 32, 33, 100, 257, 512, 600, 40):
         own = [
             rng.integers(0, small.config.vocab_size, n).tolist() for n in (1, 2, 17, 40, 1, 300, *[1] * 20)
         ]
         texts = [long[:length] + text for text in own]
-        alone = np.concatenate([plain.encode([text]) for text in texts])
+        alone = np.concatenate([plain.forward([text]) for text in texts])
         computed.clear()
-        np.testing.assert_array_equal(sharing.encode(texts), alone)
+        np.testing.assert_array_equal(sharing.forward(texts), alone)
         assert sum(computed) < sum(map(len, texts)) - 20 * min(length, 512) + 512
-        np.testing.assert_array_equal(sharing.encode(texts[:1], long[: length - 3]), alone[:1])
-    assert sharing.pool.call(lambda job: sum(map(len, job.workspace.kept._kept))) <= beginnings.KEPT
+        np.testing.assert_array_equal(sharing.forward(texts[:1], long[: length - 3]), alone[:1])
+    assert sharing.pool.call(lambda job: len(job.workspace.prefixes)) <= prefix_cache.CAPACITY
     # A beginning that is kept is not computed again; one that the texts do not have is no beginning.
     computed.clear()
-    np.testing.assert_array_equal(sharing.encode([long[:50]], long[:20]), plain.encode([long[:50]]))
-    np.testing.assert_array_equal(sharing.encode([long[:50]], long[1:20]), plain.encode([long[:50]]))
+    np.testing.assert_array_equal(sharing.forward([long[:50]], long[:20]), plain.forward([long[:50]]))
+    np.testing.assert_array_equal(sharing.forward([long[:50]], long[1:20]), plain.forward([long[:50]]))
     assert all(count <= 30 for count in computed)
 
 
-@pytest.mark.slow  # another engine.encode to compile
+@pytest.mark.slow  # another engine.forward to compile
 @pytest.mark.parametrize("stored", ["F32", "F16"])
 def test_weights_that_are_not_bfloat16(small, stored):
     """float32 and float16 checkpoints are not rounded."""
@@ -155,24 +155,24 @@ def test_weights_that_are_not_bfloat16(small, stored):
     checkpoint = Checkpoint(small.folder)
     checkpoint.tensors = tensors
     texts = random_texts(small.config, (1, 20, 40))
-    vectors = reference.normalize(NumbaBackend(checkpoint).encode(texts))
+    vectors = reference.normalize(NumbaBackend(checkpoint).forward(texts))
     np.testing.assert_allclose(vectors, truth(checkpoint, texts), atol=2e-6)
 
 
 def test_long_texts_in_many_chunks_and_blocks(small):
     """Longer than an attention chunk (256 keys), a block (256 tokens) and a step (2048 tokens)."""
     texts = random_texts(small.config, (2500, 513, 1, 255))
-    vectors = reference.normalize(NumbaBackend(small).encode(texts))
+    vectors = reference.normalize(NumbaBackend(small).forward(texts))
     np.testing.assert_allclose(vectors, truth(small, texts), atol=5e-6)
 
 
 def test_encode_from_several_threads(small):
     run, texts = NumbaBackend(small), random_texts(small.config)
-    expected = run.encode(texts)
+    expected = run.forward(texts)
     results: list[np.ndarray | None] = [None] * 8
 
     def work(i: int) -> None:
-        results[i] = run.encode(texts)
+        results[i] = run.forward(texts)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -185,7 +185,7 @@ def test_encode_from_several_threads(small):
 
 def test_idle_threads_use_no_time(small):
     run = NumbaBackend(small)
-    run.encode(random_texts(small.config))
+    run.forward(random_texts(small.config))
     before = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - before < 0.1
@@ -195,10 +195,10 @@ def test_idle_threads_use_no_time(small):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_works(small):
     run, texts = NumbaBackend(small), random_texts(small.config)
-    expected = run.encode(texts)
+    expected = run.forward(texts)
     child = os.fork()
     if child == 0:
-        os._exit(0 if np.array_equal(run.encode(texts), expected) else 1)
+        os._exit(0 if np.array_equal(run.forward(texts), expected) else 1)
     for _ in range(600):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -213,20 +213,20 @@ def test_a_forked_child_works(small):
 INTERRUPTED = """
 import sys, threading, time, signal, os
 import numpy as np
-from qwen3np.checkpoint import Checkpoint
-from qwen3np.numba_backend import NumbaBackend
+from qwen3np.loading.checkpoint import Checkpoint
+from qwen3np.runtime.numba_backend import NumbaBackend
 run = NumbaBackend(Checkpoint(sys.argv[1]))
 text = [list(range(30)) * 700]
-expected = run.encode([[1, 2, 3]])
+expected = run.forward([[1, 2, 3]])
 threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 start = time.perf_counter()
 try:
     for _ in range(1000):
-        run.encode(text)
+        run.forward(text)
     sys.exit("was not interrupted")
 except KeyboardInterrupt:
     assert time.perf_counter() - start < 5
-assert np.array_equal(run.encode([[1, 2, 3]]), expected)  # and goes on working
+assert np.array_equal(run.forward([[1, 2, 3]]), expected)  # and goes on working
 """
 
 
@@ -257,10 +257,10 @@ def test_which_kernels_a_path_and_precision_use(monkeypatch):
 
 def test_shapes_never_compile(small):
     run = NumbaBackend(small)
-    before = len(engine.encode.signatures)
+    before = len(engine.forward.signatures)
     for lengths in ((1,), (3, 70), (16,) * 40):
-        run.encode(random_texts(small.config, lengths))
-    assert len(engine.encode.signatures) == before
+        run.forward(random_texts(small.config, lengths))
+    assert len(engine.forward.signatures) == before
 
 
 def test_it_reads_like_the_reading_copy():
@@ -270,7 +270,7 @@ def test_it_reads_like_the_reading_copy():
         for functions in (_functions(reference), _functions(engine))
     ]
     both = set(names[0]) & set(names[1])
-    assert both >= {"attention", "mlp", "block", "encode"}
+    assert both >= {"embed", "attention", "mlp", "block", "forward", "pool"}
     assert [n for n in names[0] if n in both] == [n for n in names[1] if n in both]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+
 from qwen3np.kernels import cache_files
 from qwen3np.kernels.jit import compile_for, entry_point
 
@@ -187,8 +188,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a write beyond is an 
 """
 COMPILE = """
 import logging, numpy as np
-from qwen3np.kernels.compiled import compile_for
-from qwen3np.weights import pack_share
+from qwen3np.kernels.jit import compile_for
+from qwen3np.runtime.packed_weights import pack_share
 words = np.zeros((16, 1), np.uint32), np.zeros((1, 1, 16), np.uint32)
 compile_for(pack_share, (*words, 0, 1, 0, 1), "for a test")
 """

@@ -17,9 +17,9 @@ from kernel_cases import (
     swiglu_case,
 )
 from numba import njit, typeof
+
 from qwen3np.kernels import isa, matmul, panels
 from qwen3np.kernels import simd as lanes
-
 from qwen3np.synth.checkpoints import to_bfloat16
 
 TOKENS = (1, 15, 16, 17, 31, 33, 100)

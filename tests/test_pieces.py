@@ -176,7 +176,7 @@ def memory(kind):
     return 1024 * int(re.search(kind + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
 LONG = """
-from qwen3np.tokenizer import EmbeddingTokenizer
+from qwen3np.loading.tokenizer import EmbeddingTokenizer
 tokenizer = EmbeddingTokenizer(sys.argv[1], 1 << 20)
 text = sys.argv[2] * ((8 << 20) // len(sys.argv[2]))
 before = memory("VmRSS")

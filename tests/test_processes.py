@@ -251,7 +251,7 @@ def in_time(call: Callable[[], np.ndarray]) -> np.ndarray:
 )
 def test_an_exception_at_any_bytecode_of_a_call(model, expected, step, second):
     """One, or a second behind it, wherever it strikes the caller: the next call gives its usual bits."""
-    encode, (long, short) = model.backend.encode, model.tokenize([LONG, TEXTS[7]])
+    encode, (long, short) = model.backend.forward, model.tokenize([LONG, TEXTS[7]])
     moments = strike_at(set(), lambda: encode([long]))
     assert moments > 50
     usual = encode([short])

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import platform
 import subprocess
 import sys
@@ -18,11 +19,13 @@ import numpy as np
 import pytest
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 from numpy.typing import NDArray
-from qwen3np.kernels import isa
 from safetensors.numpy import save_file
 
 from qwen3np import Embedder, Reranker, reference
+from qwen3np.cli import main
+from qwen3np.kernels import isa
 from qwen3np.loading.config import Config
+from qwen3np.reranker import sigmoid
 from qwen3np.runtime.rope import rope_table
 from qwen3np.synth import checkpoints as synth
 
@@ -75,7 +78,7 @@ def results(folder: Path, stored: str) -> Iterator[tuple[str, NDArray]]:
     states = reranker.backend.forward(reranker.tokenize(PAIRS))
     yield "logits", reranker.logits(states)
     yield "raw_scores", reranker.predict(PAIRS, raw_scores=True)
-    yield "predict", reranker.predict(PAIRS)
+    yield "probabilities", sigmoid(np.arange(-104, 20, 0.125, np.float32))
 
 
 def hashes(folder: Path, stored: str) -> dict[str, str]:
@@ -147,6 +150,14 @@ def test_what_contradicts_it_is_refused(tiny, monkeypatch):
         monkeypatch.setenv("QWEN3NP_ISA", path)
         with pytest.raises(ValueError, match=f"QWEN3NP_ISA = {path} and reproducible=True"):
             Embedder(tiny, reproducible=True)
+
+
+def test_it_goes_along(tiny, capsys):
+    """From the command line to the model, and to other processes."""
+    assert main(["info", str(tiny), "--reproducible"]) == 0
+    assert "matmul_precision highest, reproducible" in capsys.readouterr().out
+    model = pickle.loads(pickle.dumps(Embedder(tiny, reproducible=True)))
+    assert "reproducible" in repr(model.backend)
 
 
 def test_rope_is_the_reading_copys():

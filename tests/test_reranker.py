@@ -106,13 +106,13 @@ def test_a_pair_has_the_same_bits_in_any_company(model):
 def test_what_pairs_share_is_computed_once(folder, monkeypatch):
     model = Reranker(folder)
     computed = []
-    run = model.backend._run
+    run = model.backend._pooled
 
     def counting(job, texts, known, saved):
         computed.append(sum(len(text) - len(known) for text in texts))
         return run(job, texts, known, saved)
 
-    monkeypatch.setattr(model.backend, "_run", counting)
+    monkeypatch.setattr(model.backend, "_pooled", counting)
     pairs = [(QUERY, f"number {i}") for i in range(40)]
     lengths = [len(ids) for ids in model.tokenize(pairs)]
     model.predict(pairs)
@@ -232,9 +232,9 @@ def test_pairs_may_come_in_any_form(model):
 
 
 def test_identical_pairs_are_computed_once(model, monkeypatch):
-    encode, computed = model.backend.encode, []
+    encode, computed = model.backend.forward, []
     monkeypatch.setattr(
-        model.backend, "encode", lambda texts, *args: computed.extend(texts) or encode(texts, *args)
+        model.backend, "forward", lambda texts, *args: computed.extend(texts) or encode(texts, *args)
     )
     documents = ["a", "b", "a", "a", "b", ""]
     scores = model.predict([("q", d) for d in documents])

@@ -102,12 +102,12 @@ def test_teams_change_no_bit(tiny, kernel, six_threads, monkeypatch):
     shared = texts_of([40])[0]
     texts = texts_of((1, 15, 16, 17, 33, 100, 300, 257, 2, 64))
     texts += [shared + text for text in texts]
-    alone = np.concatenate([run.encode([text]) for text in texts])
+    alone = np.concatenate([run.forward([text]) for text in texts])
     for trial in range(40):
         chosen = rng.integers(0 if trial % 2 else 10, len(texts), rng.integers(1, 30))
         in_teams(run, (1, 2, 3, 6)[trial % 4], int(rng.integers(1, 6)), monkeypatch)
         advanced: list[int] = []
-        states = run.encode([texts[i] for i in chosen], progress=advanced.append)
+        states = run.forward([texts[i] for i in chosen], progress=advanced.append)
         np.testing.assert_array_equal(states, alone[chosen])
         assert sum(advanced) == len(chosen)
 
@@ -118,8 +118,8 @@ def test_the_chosen_teams_change_no_bit(tiny, six_threads):
     lengths = sorted([2100, *np.random.default_rng(2).integers(1, 200, 60).tolist()], reverse=True)
     assert {size for size, ranges in run._plan(lengths, 0, None) if ranges} > {6}
     texts = texts_of(lengths)
-    alone = np.concatenate([run.encode([text]) for text in texts])
-    np.testing.assert_array_equal(run.encode(texts), alone)
+    alone = np.concatenate([run.forward([text]) for text in texts])
+    np.testing.assert_array_equal(run.forward(texts), alone)
 
 
 class Struck(BaseException):
@@ -130,25 +130,25 @@ class Struck(BaseException):
 def test_an_exception_of_the_caller_ends_all_teams(tiny, six_threads, monkeypatch, size):
     """At their next block: the long texts that they are at are not finished; the next call is in order."""
     run = NumbaBackend(Checkpoint(tiny))
-    expected = run.encode(texts_of([40, 50, 60]))
+    expected = run.forward(texts_of([40, 50, 60]))
     in_teams(run, size, 1, monkeypatch)
     ended = []
-    compute = run._run
+    compute = run._pooled
 
     def counting(*arguments):
         states = compute(*arguments)
         ended.append(len(states))
         return states
 
-    monkeypatch.setattr(run, "_run", counting)
+    monkeypatch.setattr(run, "_pooled", counting)
 
     def strike(texts: int) -> None:
         raise Struck
 
     with pytest.raises(Struck):
-        run.encode(texts_of([20, *[20000] * 30]), progress=strike)
+        run.forward(texts_of([20, *[20000] * 30]), progress=strike)
     assert len(ended) < 6 // size
-    np.testing.assert_array_equal(run.encode(texts_of([40, 50, 60])), expected)
+    np.testing.assert_array_equal(run.forward(texts_of([40, 50, 60])), expected)
 
 
 @pytest.mark.parametrize("failing", [0, 3, 5])
@@ -191,7 +191,7 @@ def test_teams_that_were_left_keep_no_weights_alive(tiny, six_threads, monkeypat
             else:
                 with pytest.raises(Struck), pytest.MonkeyPatch.context() as patch:
                     if how == "step":
-                        patch.setattr(NumbaBackend, "_run", fail)
+                        patch.setattr(NumbaBackend, "_pooled", fail)
                     model.backend.forward(ids, progress=fail)
             backend = weakref.ref(model.backend)
             del model

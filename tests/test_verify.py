@@ -203,7 +203,7 @@ def test_a_float16_residual_stream_is_found_in_the_kernels(run, tiny, monkeypatc
 
     def rounded(self, kernel, *arguments):
         run_kernel(self, kernel, *arguments)
-        if kernel is numba_backend.layer_stages:
+        if kernel is numba_backend.engine.stage:
             arguments[2].x[:] = arguments[2].x.astype(np.float16)
 
     monkeypatch.setattr(Job, "run", rounded)
@@ -262,13 +262,13 @@ def test_a_space_after_query_is_found(run, tiny_copy):
 
 
 def test_vectors_that_depend_on_the_batch_are_found(run, tiny, monkeypatch):
-    encode = NumbaBackend.encode
+    encode = NumbaBackend.forward
 
     def padded(self, texts, *rest):
         states = encode(self, texts)
         return states if len(texts) < 7 else states * np.float32(1 + 2**-20)
 
-    monkeypatch.setattr(NumbaBackend, "encode", padded)
+    monkeypatch.setattr(NumbaBackend, "forward", padded)
     code, out, _ = run(tiny)
     assert code == 1 and "alone as in a batch" in bad_rows(out)
 
@@ -276,12 +276,12 @@ def test_vectors_that_depend_on_the_batch_are_found(run, tiny, monkeypatch):
 def test_vectors_that_depend_on_the_threads_are_found(run, tiny, monkeypatch):
     if Pool().num_threads == 1:
         pytest.skip("one core")
-    encode = NumbaBackend.encode
+    encode = NumbaBackend.forward
 
     def by_threads(self, texts, *rest):
         return encode(self, texts) * np.float32(1 + self.num_threads % 2)
 
-    monkeypatch.setattr(NumbaBackend, "encode", by_threads)
+    monkeypatch.setattr(NumbaBackend, "forward", by_threads)
     code, out, _ = run(tiny, "--threads", 2)
     assert code == 1 and bad_rows(out) == ["on 1 thread as on 2"]
 

@@ -76,9 +76,7 @@ def whole_vocabulary(assets, tmp_path_factory) -> Path:
         wide = dataclasses.replace(synth.LIKE["reranker-tiny"], vocab_size=151669)
         patch.setitem(synth.LIKE, "reranker-tiny", wide)
         tokenizer = assets / "tokenizers" / "qwen3_base.tokenizer.json"
-        return synth.synthesize(
-            tmp_path_factory.mktemp("models") / "m", "reranker-tiny", tokenizer=tokenizer
-        )
+        return synth.synthesize(tmp_path_factory.mktemp("models") / "m", "reranker-tiny", tokenizer=tokenizer)
 
 
 @pytest.mark.slow
@@ -168,13 +166,13 @@ def test_rows_of_the_wrong_matrix_are_found(run, untied_reranker, monkeypatch):
 
 
 def test_scores_that_depend_on_what_is_shared_are_found(run, tiny_reranker, monkeypatch):
-    run_step = NumbaBackend._run
+    run_step = NumbaBackend._pooled
 
     def drifting(self, job, texts, known, saved):
         system = 75  # tokens, with the small tokenizer
         return run_step(self, job, texts, known, saved) * np.float32(1.001 if len(known) > system else 1)
 
-    monkeypatch.setattr(NumbaBackend, "_run", drifting)
+    monkeypatch.setattr(NumbaBackend, "_pooled", drifting)
     code, out, _ = run(tiny_reranker)
     assert code == 1 and "a query's tokens shared or not" in bad_rows(out), out
 

@@ -18,6 +18,7 @@ def pyarrow_parquet(path: Path) -> Any:
         raise ImportError(f"{path}: Parquet needs pyarrow: pip install 'qwen3np[parquet]'") from error
     return pyarrow.parquet
 
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """An error in reading it names the file, which pyarrow's own do not."""

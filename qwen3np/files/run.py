@@ -164,9 +164,7 @@ def save(
         check_leftovers(output, work, overwrite=overwrite)
         replaces = _make_way(work) if is_staged(work) else record.states(output)
         run = {**info, "texts": hashlib.sha256(json.dumps([*texts]).encode()).hexdigest()}
-        work.begin(
-            {"run": run, "info": {**info}, "rows": count, "bad": 0, "dim": dim, "replaces": replaces}
-        )
+        work.begin({"run": run, "info": {**info}, "rows": count, "bad": 0, "dim": dim, "replaces": replaces})
         try:
             chunk = Chunk(range(count), texts, vectors)
             stage(work, lambda: [chunk], Sums(rows=count, texts=count))
@@ -338,9 +336,7 @@ def _compute(
             sums = replace(sums, rows=sums.rows + len(call) - len(rows))
             if rows:
                 texts = [row.text for row in rows]
-                vectors.append(
-                    model.encode(texts, prompt=prompt, truncate_dim=dim, show_progress_bar=False)
-                )
+                vectors.append(model.encode(texts, prompt=prompt, truncate_dim=dim, show_progress_bar=False))
                 # Tokenised once more, uncut: next to computing the vectors that takes no time.
                 lengths = list(map(len, model.tokenizer.encode(texts, 1 << 62, prompt)))
                 sums = _add(sums, [row.id for row in rows], lengths, model.max_seq_length, texts.count(""))
@@ -378,9 +374,7 @@ def _chunk(job: Job, entries: Sequence[Row | BadRow], vectors: NDArray[np.float3
     )
 
 
-def _add(
-    sums: Sums, ids: Sequence[int | str], lengths: Sequence[int], limit: int, empty: int
-) -> Sums:
+def _add(sums: Sums, ids: Sequence[int | str], lengths: Sequence[int], limit: int, empty: int) -> Sums:
     return Sums(
         rows=sums.rows + len(ids),
         texts=sums.texts + len(ids),

@@ -57,7 +57,7 @@ CURES = {name: instead for instead, names in INSTEAD.items() for name in names.s
 
 
 class Device(str):
-    """"cpu", and what scripts ask of a torch.device."""
+    """ "cpu", and what scripts ask of a torch.device."""
 
     type = "cpu"
 

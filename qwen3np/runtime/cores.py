@@ -16,7 +16,8 @@ logger = logging.getLogger("qwen3np")
 
 
 def thread_count(num_threads: int | None = None) -> int:
-    """The number of threads for what the caller asked for; None: the default.
+    """The number of threads for what the caller asked for; None: the usable cores, or those of them that work
+    best together, as far as the environment allows.
 
     More than the usable cores is lowered to them, with a warning: threads that wait for each other at
     barriers, on one core, take turns of milliseconds. Raises ValueError for what is no positive integer.

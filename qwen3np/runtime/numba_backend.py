@@ -38,7 +38,7 @@ class NumbaBackend:
     Args:
         checkpoint: the weights.
         matmul_precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names them.
-        num_threads: default: the cores this process may use.
+        num_threads: default: see cores.thread_count.
         reproducible: the same bits on every CPU, with "highest".
     """
 

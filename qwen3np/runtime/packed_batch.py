@@ -2,7 +2,7 @@
 
 Text b's own tokens, those behind a cached prefix, are the stream's tokens begins[b] .. ends[b] - 1; its
 keys, the prefix's among them, have slots from first_slots[b] on. A panel is 16 tokens of the stream,
-whosever they are. """
+whosever they are."""
 
 from __future__ import annotations
 

@@ -101,6 +101,7 @@ class Job(Team[Workspace]):
             for item in items:
                 function(self, item)
             return
+        assert self.num_threads % size == 0, (self.num_threads, size)
         waiting: SimpleQueue[Any] = SimpleQueue()
         for item in (*items, *[None] * (self.num_threads // size)):
             waiting.put(item)
@@ -215,7 +216,7 @@ class Pool(Generic[Workspace]):
     first call.
 
     Args:
-        num_threads: default: the cores this process may use.
+        num_threads: default: see cores.thread_count.
         workspace: makes what a thread's jobs keep from one to the next.
     """
 

@@ -305,6 +305,7 @@ def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) 
 
 def _chat_template() -> str:
     """The conversation of a reranker in Jinja, by the roles that sentence-transformers gives a pair."""
+
     def of(role: str, otherwise: str = "") -> str:
         of_role = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
         return f"{{{{ {of_role}{otherwise} }}}}"
