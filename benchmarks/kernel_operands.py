@@ -1,5 +1,6 @@
-"""Operands of kernels, of any size, stored in every way there is: what kernel_cases.py and ladder.py compute
-with.
+"""Operands of kernels, of any size, stored in every way there is.
+
+kernel_cases.py and ladder.py compute with them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ def parts_of(kind: str) -> int:
 
 
 def aligned(array):
-    """A copy as the model has it, from a cache line on: a tile that lies across lines loads six times
-    slower."""
+    """A copy that starts on a cache line, as the model has it.
+
+    A tile that lies across lines loads six times slower.
+    """
     copy = allocate(array.shape, array.dtype)
     copy[:] = array
     return copy

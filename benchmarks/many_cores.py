@@ -184,8 +184,10 @@ def shares(name: str, rows: int, at_once: int) -> int:
 
 
 def used(count: int, threads: int) -> float:
-    """The part of the threads' time in which they have a share, if each takes as many as another or one
-    less."""
+    """The part of the threads' time in which they have a share.
+
+    Each takes as many as another or one less.
+    """
     return count / (-(-count // threads) * threads)
 
 

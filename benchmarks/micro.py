@@ -1,7 +1,8 @@
-"""The kernels alone, on the cases of their tests, at the 0.6B's sizes: GFLOP/s, GB/s, and the fraction of
-what the machine can do. Every case is checked before it is timed.
+"""The kernels alone, at the 0.6B's sizes: GFLOP/s, GB/s, and the fraction of what the machine can do.
 
-python benchmarks/micro.py      one thread, two minutes; writes benchmarks/results/micro.json
+    python benchmarks/micro.py      one thread, two minutes; writes benchmarks/results/micro.json
+
+The cases are those of the tests, and every one is checked before it is timed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Compiled kernels are kept where that is possible, found by what they are made of, and never trusted when
-damaged."""
+"""Compiled kernels are kept where possible, found by what they are made of, never trusted when damaged."""
 
 from __future__ import annotations
 
