@@ -28,12 +28,12 @@ from readme import ROOT, fill
 from report import markdown
 from workloads import VOCABULARY, Ids
 
-from qwen3np import cores
 from qwen3np.engine import forward
 from qwen3np.kernels.jit import inline
 from qwen3np.kernels.team import GENERATION, barrier, new_team
 from qwen3np.loading.checkpoint import Checkpoint
 from qwen3np.loading.config import Config
+from qwen3np.runtime import cores
 from qwen3np.runtime.micro_batches import MOST_TEAMS, STEP_TOKENS, TEAM_TOKENS, plan, steps
 from qwen3np.runtime.numba_backend import NumbaBackend
 from qwen3np.runtime.packed_weights import pad
