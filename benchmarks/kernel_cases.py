@@ -13,25 +13,26 @@ from typing import Any
 
 import numpy as np
 from kernel_operands import (
+    Sequences,
     aligned,
     from_panels,
     operand,
     packed,
-    packed_slots,
     parts_of,
     random,
-    slot_panels,
+    sequences,
     split,
     stored,
     to_panels,
     unstored,
 )
-from numpy.typing import NDArray
 
-from qwen3np.kernels import attention, isa, kv_layout, matmul, norm_rope, team
-from qwen3np.kernels.jit import entry_point
+from qwen3np.kernels import attention, isa, kv_layout, matmul, norm_rope
+from qwen3np.kernels.jit import entry_point, inline
+from qwen3np.kernels.panels import Panels
+from qwen3np.kernels.team import COUNTERS, Worker
 from qwen3np.loading.checkpoint import widen
-from qwen3np.runtime.packed_batch import text_segments, text_slots
+from qwen3np.runtime.packed_batch import text_slots
 from qwen3np.runtime.packed_weights import allocate, pad
 from qwen3np.synth.checkpoints import LIKE, to_bfloat16
 
@@ -82,46 +83,50 @@ class Kernel:
 MATMUL_SCRATCH = matmul.scratch_size(64, 12288)
 
 
-@entry_point
-def run_matmul(w, x, y, count):
-    matmul.matmul(w, x, y, 0, count, np.empty(MATMUL_SCRATCH, np.float32), 0, 1)
+@inline
+def alone():
+    """A team of one thread."""
+    return Worker(np.zeros(COUNTERS, np.int64), 0, 1)
 
 
 @entry_point
-def run_matmul_add(w, x, y, count):
-    matmul.matmul_add(w, x, y, 0, count, np.empty(MATMUL_SCRATCH, np.float32), 0, 1)
+def run_matmul(w, x, y):
+    matmul.matmul(w, x, y, Panels(0, len(x)), np.empty(MATMUL_SCRATCH, np.float32), alone())
 
 
 @entry_point
-def run_swiglu(w, x, y, count, scratch):
-    matmul.matmul_swiglu(w, x, y, count, scratch, 0, 1)
+def run_matmul_add(w, x, y):
+    matmul.matmul_add(w, x, y, Panels(0, len(x)), np.empty(MATMUL_SCRATCH, np.float32), alone())
+
+
+@entry_point
+def run_swiglu(w, x, y, scratch):
+    matmul.matmul_swiglu(w, x, y, len(x), scratch, alone())
 
 
 @entry_point
 def run_rms_norm(x, weight, out):
-    norm_rope.rms_norm(x, 0, len(x), weight, NORM_EPS, out, 0, 1)
+    norm_rope.rms_norm(x, Panels(0, len(x)), weight, NORM_EPS, out, alone())
 
 
 @entry_point
-def run_norm_rope_queries(q, weight, cos, sin):
-    norm_rope.norm_rope_queries(q, len(q), 0, weight, NORM_EPS, cos, sin, 0, 1)
+def run_norm_rope_queries(q, tokens, weight):
+    norm_rope.norm_rope_queries(q, Panels(0, len(q)), tokens, weight, NORM_EPS, alone())
 
 
 @entry_point
-def run_store_keys_values(kv, weight, cos, sin, keys, values, slots):
-    kv_layout.store_keys_values(kv, len(kv), 0, weight, NORM_EPS, cos, sin, keys, values, slots, 0, 1)
+def run_store_keys_values(kv, tokens, weight, keys, values):
+    kv_layout.store_keys_values(kv, Panels(0, len(kv)), tokens, weight, NORM_EPS, keys, values, alone())
 
 
 @entry_point
 def run_copy_slots(source, source_at, target, target_at, count):
-    kv_layout.copy_slots(source, source_at, target, target_at, count, 0, 1)
+    kv_layout.copy_slots(source, source_at, target, target_at, count, alone())
 
 
 @entry_point
-def run_attention(q, keys, values, group, head_dim, starts, segments, slots, out, scratch, counters):
-    attention.attention(
-        q, len(q), 0, keys, values, group, head_dim, starts, segments, slots, out, scratch, counters, 1
-    )
+def run_attention(q, tokens, keys, values, group, head_dim, out, scratch):
+    attention.attention(q, Panels(0, len(q)), tokens, keys, values, group, head_dim, out, scratch, alone())
 
 
 def matmul_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 0) -> Case:
@@ -139,7 +144,7 @@ def matmul_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 0) -
         assert not y[:, N:].any()  # padding stays zero
 
     products = N * K * tokens * PASSES.get(kind, (1, 1))[0]
-    return Case(lambda: run_matmul(w, x, y, len(x)), check, products, w.nbytes + x.nbytes)
+    return Case(lambda: run_matmul(w, x, y), check, products, w.nbytes + x.nbytes)
 
 
 def matmul_add_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 0) -> Case:
@@ -152,10 +157,10 @@ def matmul_add_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 
 
     def run() -> None:
         y[:] = 3
-        run_matmul_add(w, x, y, len(x))
+        run_matmul_add(w, x, y)
 
     def check() -> None:
-        run_matmul(w, x, product, len(x))
+        run_matmul(w, x, product)
         np.testing.assert_array_equal(y, np.float32(3) + product)
 
     return Case(run, check)
@@ -179,7 +184,7 @@ def swiglu_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 0) -
         assert not y[:, F:].any()
 
     products = 2 * F * D * tokens * PASSES.get(kind, (1, 1))[0]
-    return Case(lambda: run_swiglu(w, x, y, len(x), scratch), check, products, w.nbytes + x.nbytes)
+    return Case(lambda: run_swiglu(w, x, y, scratch), check, products, w.nbytes + x.nbytes)
 
 
 def rms_norm_case(shape: tuple[int], tokens: int, kind: str = "float32", seed: int = 0) -> Case:
@@ -206,20 +211,12 @@ def rms_norm_case(shape: tuple[int], tokens: int, kind: str = "float32", seed: i
     return Case(lambda: run_rms_norm(x, weight, out), check, 2 * size * tokens, x.nbytes + out.nbytes)
 
 
-def rope_tables(tokens: int, head_dim: int) -> tuple[Any, Any, NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of any angles, [T, H/2], and the same as panels."""
-    angles = random(7, tokens, head_dim // 2)
-    tables = np.cos(angles), np.sin(angles)
-    cos, sin = (to_panels(table, head_dim // 2) for table in tables)
-    return *tables, cos, sin
-
-
-def assert_rotated(got: Any, x_TNH: Any, weight: Any, cos_TH: Any, sin_TH: Any, rest: float = 0) -> None:
+def assert_rotated(got: Any, x_TNH: Any, weight: Any, packed: Sequences, rest: float = 0) -> None:
     """That `got` is rms_norm and RoPE of `x_TNH`, but for `rest` of a value that its parts do not hold."""
     x = x_TNH.astype(np.float64)
     x = x / np.sqrt((x**2).mean(axis=2, keepdims=True) + NORM_EPS) * weight
     a, b = np.split(x, 2, axis=2)
-    cos, sin = cos_TH[:, None].astype(np.float64), sin_TH[:, None].astype(np.float64)
+    cos, sin = (table[:, None].astype(np.float64) for table in (packed.cos_TH, packed.sin_TH))
     exact = np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=2)
     size = np.concatenate([abs(a * cos) + abs(b * sin), abs(b * cos) + abs(a * sin)], axis=2)
     assert (np.abs(got - exact) <= (64 * EPS + rest) * size).all()
@@ -228,18 +225,18 @@ def assert_rotated(got: Any, x_TNH: Any, weight: Any, cos_TH: Any, sin_TH: Any, 
 def norm_rope_queries_case(shape: tuple[int, int], tokens: int, kind: str = "float32", seed: int = 0) -> Case:
     """Heads of queries, one below the other, normalised and rotated in place."""
     N, H = shape
+    given = sequences([tokens], H)
     weight, x_TD = np.exp(random(seed, H)), random(tokens, tokens, N * H)
-    cos_TH, sin_TH, cos, sin = rope_tables(tokens, H)
     x = to_panels(x_TD, pad(N * H, 32))
     q = np.empty_like(x)
 
     def run() -> None:
         q[:] = x
-        run_norm_rope_queries(q, weight, cos, sin)
+        run_norm_rope_queries(q, given.tokens, weight)
 
     def check() -> None:
         heads = (from_panels(panels, tokens)[:, : N * H].reshape(tokens, N, H) for panels in (q, x))
-        assert_rotated(*heads, weight, cos_TH, sin_TH)
+        assert_rotated(*heads, weight, given)
 
     return Case(run, check)
 
@@ -247,30 +244,27 @@ def norm_rope_queries_case(shape: tuple[int, int], tokens: int, kind: str = "flo
 def store_keys_values_case(shape: tuple[int, int], lengths: Sequence[int], kind: str, seed: int = 0) -> Case:
     """Keys, normalised and rotated, and values of packed sequences, each at its slot; nothing elsewhere."""
     K, H = shape
-    slots, count = packed_slots(lengths)
-    T, parts, tiles = len(slots), parts_of(kind), kind.startswith("tiles")
+    given = sequences(lengths, H)
+    T, parts = len(given.slots), parts_of(kind)
     weight, kv_TD = np.exp(random(seed, H)), random(T, T, 2 * K * H)
-    cos_TH, sin_TH, cos, sin = rope_tables(T, H)
-    kv, lanes = to_panels(kv_TD, 2 * K * H), slot_panels(slots, count)
-    given = kv.copy()
-    shapes = kv_layout.shapes(K, count + 32, H, parts, tiles)
-    keys, values = (np.zeros(s, np.uint16 if parts else np.float32) for s in shapes)
+    x = to_panels(kv_TD, 2 * K * H)
+    kv = np.empty_like(x)
+    shapes = kv_layout.shapes(K, given.slot_count + 32, H, parts, kind.startswith("tiles"))
+    keys, values = (np.zeros(shape, np.uint16 if parts else np.float32) for shape in shapes)
 
     def run() -> None:
-        kv[:] = given
-        run_store_keys_values(kv, weight, cos, sin, keys, values, lanes)
+        kv[:] = x
+        run_store_keys_values(kv, given.tokens, weight, keys, values)
 
     def check() -> None:
         k_TKH, v_TKH = kv_TD.reshape(T, 2, K, H).swapaxes(0, 1)
-        got = [np.float64(widen(p) if parts else p) for p in unstored(keys, slots, K, H, kind)]
-        assert_rotated(sum(got), k_TKH, weight, cos_TH, sin_TH, 2.0 ** (-9 * parts + 1) if parts else 0)
-        for part, expected in zip(
-            unstored(values, slots, K, H, kind, True), split(v_TKH, parts), strict=True
-        ):
-            np.testing.assert_array_equal(part, expected)
-        free = np.setdiff1d(np.arange(count), slots)
+        got = [np.float64(widen(p) if parts else p) for p in unstored(keys, given.slots, K, H, kind)]
+        assert_rotated(sum(got), k_TKH, weight, given, 2.0 ** (-9 * parts + 1) if parts else 0)
+        stored_values = unstored(values, given.slots, K, H, kind, values=True)
+        np.testing.assert_array_equal(stored_values, split(v_TKH, parts))
+        free = np.setdiff1d(np.arange(given.slot_count), given.slots)
         for array in (keys, values):
-            assert not any(part.any() for part in unstored(array, free, K, H, kind, array is values))
+            assert not np.any(unstored(array, free, K, H, kind, array is values))
 
     return Case(run, check)
 
@@ -278,19 +272,21 @@ def store_keys_values_case(shape: tuple[int, int], lengths: Sequence[int], kind:
 def copy_slots_case(shape: tuple[int, int], lengths: Sequence[int], kind: str, seed: int = 0) -> Case:
     """The first sequence's keys and values, copied to the place of the last; nothing else changes."""
     K, H = shape
-    slots, count = packed_slots(lengths)
-    size, to = pad(np.array(lengths), 32)[0], text_slots(np.array(lengths))[-1]
-    source = tuple(stored(random(seed + v, len(slots), K, H), slots, kind, bool(v)) for v in (0, 1))
+    given, sizes = sequences(lengths, H), np.array(lengths)
+    size, to = pad(sizes, 32)[0], text_slots(sizes)[-1]
+    assert size <= given.slot_count - to
+    source = tuple(
+        stored(random(seed + v, len(given.slots), K, H), given.slots, kind, bool(v)) for v in (0, 1)
+    )
     target = tuple(np.zeros_like(array) for array in source)
-    assert size <= count - to
 
     def check() -> None:
+        copied = to + np.arange(size)
+        others = np.setdiff1d(np.arange(given.slot_count), copied)
         for v, (before, after) in enumerate(zip(source, target, strict=True)):
             expected = unstored(before, np.arange(size), K, H, kind, bool(v))
-            copied = unstored(after, to + np.arange(size), K, H, kind, bool(v))
-            np.testing.assert_array_equal(copied, expected)
-            rest = np.setdiff1d(np.arange(count), to + np.arange(size))
-            assert not any(part.any() for part in unstored(after, rest, K, H, kind, bool(v)))
+            np.testing.assert_array_equal(unstored(after, copied, K, H, kind, bool(v)), expected)
+            assert not np.any(unstored(after, others, K, H, kind, bool(v)))
 
     return Case(lambda: run_copy_slots(source, 0, target, to, size), check)
 
@@ -298,22 +294,16 @@ def copy_slots_case(shape: tuple[int, int], lengths: Sequence[int], kind: str, s
 def attention_case(shape: tuple[int, int, int], lengths: Sequence[int], kind: str, seed: int = 0) -> Case:
     """N query heads on K key/value heads of H channels; sequences back to back, each against float64."""
     N, K, H = shape
-    sizes = np.array(lengths)
-    ends = np.cumsum(sizes)
-    begins, S = ends - sizes, int(ends[-1])
-    slots, count = packed_slots(lengths)
+    given = sequences(lengths, H)
+    S = len(given.slots)
     q_TD, k_SKH, v_SKH = random(seed, S, N * H), random(seed + 1, S, K, H), random(seed + 2, S, K, H)
     q = to_panels(q_TD, pad(N * H, 16))
-    keys, values = stored(k_SKH, slots, kind), stored(v_SKH, slots, kind, values=True)
-    panel, segments = text_segments(begins, ends, text_slots(sizes))
-    starts = np.searchsorted(panel, np.arange(len(q) + 1))
-    lanes = slot_panels(slots, count)
+    keys, values = stored(k_SKH, given.slots, kind), stored(v_SKH, given.slots, kind, values=True)
     out = np.zeros((len(q), pad(N * H, 32), 16), np.float32)
     scratch = aligned(np.full(attention.scratch_size(H, N // K), np.nan, np.float32))
 
     def run() -> None:
-        counters = team.new_team()
-        run_attention(q, keys, values, N // K, H, starts, segments, lanes, out, scratch, counters)
+        run_attention(q, given.tokens, keys, values, N // K, H, out, scratch)
 
     def check() -> None:
         got = from_panels(out, S)[:, : N * H].reshape(S, N, H)
@@ -323,7 +313,7 @@ def attention_case(shape: tuple[int, int, int], lengths: Sequence[int], kind: st
         )
         rest = 2.0 ** (-9 * parts + 1) if parts else 0  # of a probability, what its parts do not hold
         left_out = 4 * rest if parts > 1 else 0  # of a product, what left-out pairs of parts can hold
-        for begin, end in zip(begins, ends, strict=True):
+        for begin, end in zip(given.begins, given.ends, strict=True):
             T = end - begin
             for n in range(N):
                 qn = held_q[begin:end, n * H : (n + 1) * H].astype(np.float64)
@@ -337,7 +327,7 @@ def attention_case(shape: tuple[int, int, int], lengths: Sequence[int], kind: st
                 relative = (8 * EPS + left_out) * size + 32 * EPS + left_out + rest
                 assert (np.abs(got[begin:end, n] - weights @ vn) <= relative * (weights @ np.abs(vn))).all()
 
-    pairs = float((sizes * (sizes + 1) / 2).sum())
+    pairs = sum(length * (length + 1) / 2 for length in lengths)
     products = 2 * N * H * pairs * PASSES.get(kind, (1, 1))[1]
     return Case(run, check, products, q.nbytes + keys.nbytes + values.nbytes)
 

@@ -6,14 +6,16 @@ kernel_cases.py and ladder.py compute with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3np.kernels import kv_layout
+from qwen3np.kernels.panels import Tokens
 from qwen3np.loading.checkpoint import widen
-from qwen3np.runtime.packed_batch import slot_count, text_slots
+from qwen3np.runtime.packed_batch import slot_count, text_segments, text_slots
 from qwen3np.runtime.packed_weights import allocate, as_uint32, pack_share, pad
 from qwen3np.synth.checkpoints import to_bfloat16
 
@@ -129,15 +131,39 @@ def unstored(array: Any, slots: Any, K: int, H: int, kind: str, values: bool = F
     return [x[:, slots, :H].transpose(1, 0, 2) for x in laid.reshape(K, parts, S, rows).swapaxes(0, 1)]
 
 
-def packed_slots(lengths: Sequence[int]) -> tuple[Any, int]:
-    """The slot of each token of sequences back to back, and the number of all slots."""
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences back to back.
+
+    Args:
+        begins: of the sequences, in tokens.
+        ends: as well.
+        slots: of each token.
+        slot_count: of all slots there are; the next one is for lanes behind the last token.
+        cos_TH: any cosines, [T, H/2].
+        sin_TH: the sines.
+        tokens: all of it as the kernels take it.
+    """
+
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    slot_count: int
+    cos_TH: NDArray[np.float32]
+    sin_TH: NDArray[np.float32]
+    tokens: Tokens
+
+
+def sequences(lengths: Sequence[int], head_dim: int) -> Sequences:
     sizes = np.array(lengths)
-    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.repeat(text_slots(sizes), sizes) + within, slot_count(sizes)
-
-
-def slot_panels(slots: Any, nowhere: int) -> NDArray[np.float32]:
-    """[P, 16], with the slot `nowhere` for lanes behind the last token."""
-    lanes = np.full((-(-len(slots) // 16), 16), nowhere, np.float32)
-    lanes.ravel()[: len(slots)] = slots
-    return lanes
+    ends, count = np.cumsum(sizes), slot_count(sizes)
+    begins, T = ends - sizes, int(sizes.sum())
+    slots = np.arange(T) + np.repeat(text_slots(sizes) - begins, sizes)
+    angles = random(T, T, head_dim // 2)
+    tables = np.cos(angles), np.sin(angles)
+    cos, sin = (to_panels(table, head_dim // 2) for table in tables)
+    lanes = np.full((len(cos), 16), count, np.float32)
+    lanes.ravel()[:T] = slots
+    panel, segments = text_segments(begins, ends, text_slots(sizes))
+    starts = np.searchsorted(panel, np.arange(len(cos) + 1))
+    return Sequences(begins, ends, slots, count, *tables, Tokens(cos, sin, lanes, starts, segments))
