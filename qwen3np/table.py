@@ -1,4 +1,4 @@
-"""Text tables for a terminal, in its columns: a Chinese character takes two, a combining one none."""
+"""Text tables, measured in terminal columns: a Chinese character takes two, a combining one none."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 
 from wcwidth import clip, ljust, rjust, width
 
-GAP = 2  # columns between two of a table's
-LEAST = 16  # columns that a text keeps, however narrow the terminal
+GAP = 2  # terminal columns between two of the table's
+MIN_TEXT_WIDTH = 16  # terminal columns that a text keeps, unless the table would not fit at all
 
 
 def terminal_columns(otherwise: int | None = None) -> int | None:
-    """How wide the terminal on stdout is, or what COLUMNS says; `otherwise` where there is neither."""
+    """Return how wide the terminal on stdout is, or what COLUMNS says; `otherwise` where there is neither."""
     return shutil.get_terminal_size((otherwise or 0, 24)).columns or None
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None = None) -> str:
-    """Each as wide as its longest cell: the first to the left, the others to the right if they hold numbers.
+    """Lay out rows under a header: columns of numbers are right-aligned, others left-aligned.
 
-    A table of more than `columns` columns has its longest texts cut; where that would not do, what is to the
-    right comes below, behind the first column once more where there is room for it.
+    A table wider than `columns` has its longest texts shortened. Where that would not do, the columns on the
+    right come below, behind the first column once more where there is room for it.
     """
     cells = [[one_line(cell, columns) for cell in row] for row in (header, *rows)]
     by_column = list(zip(*cells, strict=True))
@@ -42,26 +42,30 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | N
 
 
 def one_line(text: str, columns: int | None = None) -> str:
-    """Without line ends and control characters, which would break the table, or steer the terminal. Of a text
-    of megabytes only what `columns` columns can show is looked at."""
+    """Drop line ends and control characters, which would break the table or steer the terminal.
+
+    Of a text of megabytes only what `columns` columns can show is looked at.
+    """
     start = text if columns is None else text[: 20 * columns]
     shown = "".join(c if c.isprintable() else "" if unicodedata.category(c) == "Cf" else " " for c in start)
     return " ".join(shown.split()) + ("..." if len(start) < len(text) else "")
 
 
 def cut(text: str, columns: int | None) -> str:
-    """The text, or as much of it as `columns` columns have room for."""
+    """Shorten a text to what `columns` columns have room for."""
     if columns is None or width(text) <= columns:
         return text
     return clip(text, 0, max(columns - 3, 0)).rstrip() + "..."[:columns]
 
 
 def _fitting(widths: Sequence[int], texts: Sequence[int], columns: int) -> list[int]:
-    """The widest text is cut first, and several to the same width; if all together cannot fit, so that two
-    always do. Numbers are not cut: what is left of one is another."""
+    """Return widths that fit into `columns` columns: the widest texts are shortened first, to one width.
+
+    If all together cannot fit, any two columns do. Numbers are not shortened: what is left of one is another.
+    """
     fitting = list(widths)
     excess = sum(widths) + GAP * (len(widths) - 1) - columns
-    while excess > 0 and (wide := [i for i in texts if fitting[i] > LEAST]):
+    while excess > 0 and (wide := [i for i in texts if fitting[i] > MIN_TEXT_WIDTH]):
         fitting[max(wide, key=lambda i: fitting[i])] -= 1
         excess -= 1
     if excess > 0:
@@ -70,7 +74,7 @@ def _fitting(widths: Sequence[int], texts: Sequence[int], columns: int) -> list[
 
 
 def _parts(widths: Sequence[int], columns: int | None) -> list[list[int]]:
-    """Numbers of the columns that stand side by side; the first is in every part where it finds room."""
+    """Return the column numbers of each part of the table; the first column is in all that have room."""
     parts = [[0]]
     for i in range(1, len(widths)):
         together = sum(widths[j] + GAP for j in parts[-1]) + widths[i]

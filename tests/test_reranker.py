@@ -13,7 +13,7 @@ from tolerances import logit
 
 from qwen3np import CheckpointError, Embedder, Reranker, reference
 from qwen3np.loading.tokenizer import RerankerTokenizer
-from qwen3np.reranker import INSTRUCTION, sigmoid
+from qwen3np.reranker import DEFAULT_INSTRUCTION, sigmoid
 from qwen3np.synth.checkpoints import LIKE, synthesize
 
 QUERY = "Which planet is known as the Red Planet?"
@@ -79,7 +79,7 @@ def test_the_prompt_is_the_cards(model, assets):
     text = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
         'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-        f"<Instruct>: {INSTRUCTION}\n<Query>: q {{x}}\n<Document>: d<|im_end|>\n<|im_start|>assistant\n"
+        f"<Instruct>: {DEFAULT_INSTRUCTION}\n<Query>: q {{x}}\n<Document>: d<|im_end|>\n<|im_start|>assistant\n"
         "<think>\n\n</think>\n\n"
     )
     assert model.tokenizer.decode(ids) == text
@@ -263,7 +263,7 @@ def test_an_activation_gives_a_number_a_score(model):
     ranked = model.rank("q", ["a", "b", "c"], activation_fn=lambda x: np.uint8(x.argsort().argsort()))
     assert [r["corpus_id"] for r in ranked] == np.argsort(-raw).tolist() and ranked[0]["score"] == 2.0
     for wrong in (lambda x: 0.5, lambda x: None, lambda x: np.stack([x, x]), lambda x: x[:2]):
-        with pytest.raises(ValueError, match=r"activation_fn must give a number a score, \[3\], found"):
+        with pytest.raises(ValueError, match=r"activation_fn must give one number per score, \[3\], found"):
             model.predict(pairs, activation_fn=wrong)
     with pytest.raises(ValueError, match="activation_fn"):
         model.predict(("q", "a"), activation_fn=lambda x: 0.5)

@@ -128,7 +128,7 @@ def input_file(args: argparse.Namespace) -> Path | None:
 
 def prompt_of(model: Embedder, args: argparse.Namespace) -> str:
     """What the options put before each text."""
-    return model._prompt_text("query" if args.query else None, args.prompt, args.instruction)
+    return model.prompt_text("query" if args.query else None, args.prompt, args.instruction)
 
 
 def embed_whole_file(args: argparse.Namespace, source: Path) -> None:
