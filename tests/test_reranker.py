@@ -79,8 +79,8 @@ def test_the_prompt_is_the_cards(model, assets):
     text = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
         'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-        f"<Instruct>: {DEFAULT_INSTRUCTION}\n<Query>: q {{x}}\n<Document>: d<|im_end|>\n<|im_start|>assistant\n"
-        "<think>\n\n</think>\n\n"
+        f"<Instruct>: {DEFAULT_INSTRUCTION}\n<Query>: q {{x}}\n<Document>: d<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
     assert model.tokenizer.decode(ids) == text
     [other] = model.tokenize([("q", "d")], instruction="Be {kind}")
