@@ -259,7 +259,7 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.parquet", b"PAR1 is not all", [], "in.parquet: cannot be read as Parquet ("),
         ("in.parquet", parquet(["text"], [["a"]])[:-9], [], "in.parquet: cannot be read as Parquet ("),
         ("in.parquet", parquet(["text", "text"], [["a"], ["b"]]), [], "two columns have the name 'text'"),
-        ("in.txt", b"a\n", ["-x"], "unrecognized arguments: -x; what begins with \"-\" and is no option"),
+        ("in.txt", b"a\n", ["-x"], "unrecognized arguments: -x; what begins with \"-\" and is not an option"),
         ("in.txt", b"a\n", ["--output", "in.txt"], "the name must end in .npy, .jsonl, .parquet or"),
         ("in.jsonl", b'"a"\n', ["--output", "in.jsonl", "--overwrite"], "in.jsonl: is the input"),
         ("in.txt", b"a\n", ["--output", "missing/out.npy"], "there is no folder missing"),
@@ -455,8 +455,8 @@ def test_search_takes_the_model_from_the_output(embed, model, tiny, tmp_path, ca
 @pytest.mark.parametrize(
     "name, make, options, reason",
     [
-        ("c.npy", lambda p: np.save(p, np.ones((3, 128), "f")), [], "128 channels, and "),
-        ("c.npy", lambda p: np.save(p, np.ones((3, 31), "f")), [], "31 channels, and "),
+        ("c.npy", lambda p: np.save(p, np.ones((3, 128), "f")), [], "128 dimensions, and "),
+        ("c.npy", lambda p: np.save(p, np.ones((3, 31), "f")), [], "31 dimensions, and "),
         ("c.npy", lambda p: np.save(p, np.ones((3, 96), "i1")), [], "holds int8 [3, 96], not vectors"),
         ("c.npy", lambda p: np.save(p, np.ones(96, "f")), [], "holds float32 [96]"),
         ("c.npy", lambda p: p.write_bytes(b"x"), [], "c.npy: "),
