@@ -60,16 +60,19 @@ def model_name(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def model_options(parser: argparse.ArgumentParser, default: str | None, *precision: str) -> None:
+def model_options(
+    parser: argparse.ArgumentParser, default: str | None, *precision: str, otherwise: str = "none"
+) -> None:
     """Add the options that say which model computes, and how.
 
     Args:
         parser: The command's parser.
         default: The default model.
         *precision: Further names of --matmul-precision.
+        otherwise: What the help says in place of the default, where there is none.
     """
     parser.add_argument(
-        "-m", "--model", default=default, help=f"Hub id or folder (default: {default or 'none'})"
+        "-m", "--model", default=default, help=f"Hub id or folder (default: {default or otherwise})"
     )
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--cache-folder", metavar="FOLDER", help="the Hub cache (default: that of HF_HOME)")

@@ -18,7 +18,7 @@ EXAMPLES = ('qwen3np search articles.parquet "Why do things fall?" --top-k 5',)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.model_options(parser, None)
+    options.model_options(parser, None, otherwise="the one that made FILE")
     parser.add_argument("corpus", type=Path, metavar="FILE", help="what embed --output wrote, in any format")
     parser.add_argument("queries", nargs="+", metavar="QUERY", help="queries; -: one per line from stdin")
     options.literal(parser)
