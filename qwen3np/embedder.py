@@ -20,7 +20,7 @@ from .loading.checkpoint import Checkpoint
 from .loading.hub import locate
 from .loading.st_config import load_modules, max_seq_length_of, open_embedder
 from .loading.texts import as_texts, iterate_texts
-from .loading.tokenizer import Cut, batches
+from .loading.tokenizer import TruncationCount, batches
 from .quantization import VECTOR_PRECISIONS, quantize_embeddings
 from .runtime.backend import check_backend, make_backend
 from .runtime.distinct import Distinct
@@ -269,13 +269,13 @@ class Embedder(DropIn, PickledByArguments):
                 states = self.backend.forward(some, prefix, batch_size, bar.update)
                 check_states(states, some, self.checkpoint, self.backend)
                 rows = distinct.rows_of(part)
-                cut = self._cut(states, dim, normalize_embeddings)
-                vectors[rows] = cut[distinct.rows[rows] - part.start]
+                some_vectors = self._truncate(states, dim, normalize_embeddings)
+                vectors[rows] = some_vectors[distinct.rows[rows] - part.start]
         if precision not in (None, "float32"):
             vectors = quantize_embeddings(vectors, precision, ranges, calibration_embeddings)
         return vectors[0] if single else vectors
 
-    def _cut(self, states: Vectors, dim: int, normalize: bool | None) -> Vectors:
+    def _truncate(self, states: Vectors, dim: int, normalize: bool | None) -> Vectors:
         """Truncate and normalise: pooled states [n, hidden_size] -> vectors [n, dim]."""
         normalizes = self._modules.normalizes
         normalize = normalizes if normalize is None else normalize
@@ -422,10 +422,10 @@ class Embedder(DropIn, PickledByArguments):
 
     def _ids(self, texts: Sequence[str], prompt: str) -> Iterator[list[int]]:
         """Yield the token ids of each text, tokenised a batch at a time; one warning at the end."""
-        cut = Cut("texts", "max_seq_length", self.max_seq_length)
+        counter = TruncationCount("texts", "max_seq_length", self.max_seq_length)
         for batch in batches(texts):
-            yield from self.tokenizer.encode(batch, self.max_seq_length, prompt, cut)
-        cut.warn()
+            yield from self.tokenizer.encode(batch, self.max_seq_length, prompt, counter)
+        counter.warn()
 
     def _kept_prefix(self, prompt: str) -> list[int]:
         """Return the tokens that every text with one of the model's own prompts begins with.
@@ -434,8 +434,8 @@ class Embedder(DropIn, PickledByArguments):
         """
         if not prompt or prompt not in self.prompts.values():
             return []
-        uncounted = Cut("texts", "max_seq_length", self.max_seq_length)
-        return self.tokenizer.encode([prompt], self.max_seq_length, cut=uncounted)[0][
+        uncounted = TruncationCount("texts", "max_seq_length", self.max_seq_length)
+        return self.tokenizer.encode([prompt], self.max_seq_length, counter=uncounted)[0][
             : -1 - len(self.tokenizer.after)
         ]
 

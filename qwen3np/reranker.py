@@ -24,7 +24,7 @@ from .loading.checkpoint import Checkpoint
 from .loading.hub import locate
 from .loading.st_config import load_reranker_modules, max_seq_length_of, open_reranker
 from .loading.texts import Pair, as_pairs, as_texts, shown
-from .loading.tokenizer import Cut, batches
+from .loading.tokenizer import TruncationCount, batches
 from .runtime.backend import check_backend, make_backend
 from .runtime.distinct import PART_TEXTS, Distinct
 from .runtime.progress import progress_bar
@@ -375,13 +375,13 @@ class Reranker(DropIn, PickledByArguments):
     def _ids(self, pairs: Sequence[Pair], instruction: str, escape: bool | None) -> Iterator[list[int]]:
         """Yield the token ids of each pair, tokenised a batch at a time; one warning at the end."""
         escape = self.escape_special_tokens if escape is None else escape
-        cut = Cut("pairs", "max_length", self.max_length)
+        counter = TruncationCount("pairs", "max_length", self.max_length)
         first = 0
         for batch in batches(query + document for query, document in pairs):
             some = pairs[first : first + len(batch)]
             first += len(batch)
-            yield from self.tokenizer.encode(some, instruction, self.max_length, escape, cut)
-        cut.warn()
+            yield from self.tokenizer.encode(some, instruction, self.max_length, escape, counter)
+        counter.warn()
 
     def _asked_instruction(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
         if instruction is not None:

@@ -271,16 +271,16 @@ def test_an_activation_gives_a_number_a_score(model):
 
 def test_bad_arguments_are_refused(model, folder):
     for inputs, message in (
-        (["abc"], "input 0 is no pair"),
-        ([("a", "b", "c")], "input 0 is no pair"),
+        (["abc"], "input 0 is not a pair"),
+        ([("a", "b", "c")], "input 0 is not a pair"),
         ([("a", 3)], "the document of pair 0 is int"),
         ([("a", "b"), (None, "b")], "the query of pair 1 is NoneType"),
         ("ab", "inputs must be pairs of a query and a document, found str 'ab'"),
         ({"a": "b"}, "inputs must be pairs of a query and a document, found dict"),
-        ([{"query": "a", "document": "b"}], "input 0 is no pair of a query and a document: dict"),
-        ([5], "input 0 is no pair of a query and a document: int 5"),
-        ([("a", "b"), {"a", "c"}], "input 1 is no pair of a query and a document: set"),
-        ([(x for x in "ab")], "input 0 is no pair of a query and a document: generator"),
+        ([{"query": "a", "document": "b"}], "input 0 is not a pair of a query and a document: dict"),
+        ([5], "input 0 is not a pair of a query and a document: int 5"),
+        ([("a", "b"), {"a", "c"}], "input 1 is not a pair of a query and a document: set"),
+        ([(x for x in "ab")], "input 0 is not a pair of a query and a document: generator"),
     ):
         with pytest.raises(TypeError, match=message):
             model.predict(inputs)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..loading.tokenizer import CUT
+from ..loading.tokenizer import TRUNCATED
 from . import identity, outputs, record
 from .cells import NOT_UTF8
 from .lines import format_of
@@ -296,7 +296,7 @@ def _verified(job: Job, work: WorkFolder, whole: bool = False) -> tuple[Sums, in
         if identity.rows_digest(islice(entries, chunk.rows)) != chunk.source:
             break
         number, sums = number + 1, chunk.sums
-    given_up = work.cut(number)
+    given_up = work.keep_first(number)
     if whole and (given_up or next(entries, None) is not None):
         raise _changed(job)
     if given_up:
@@ -392,7 +392,7 @@ def _without_warnings() -> Iterator[None]:
     """No warning a call that texts were cut; the report says it once."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return record.msg != CUT
+        return record.msg != TRUNCATED
 
     logger.addFilter(keep)
     try:

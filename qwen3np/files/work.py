@@ -154,7 +154,7 @@ class WorkFolder:
             sums = chunk.sums
         return sums
 
-    def cut(self, count: int) -> int:
+    def keep_first(self, count: int) -> int:
         """Keep the first `count` chunks; returns how many went. The last goes first: those that are left are
         always the first ones."""
         names = (path.name for path in self.path.iterdir())
@@ -229,7 +229,7 @@ class WorkFolder:
         self.manifest = manifest
 
     def _delete(self, keep: Sequence[str]) -> None:
-        self.cut(0)
+        self.keep_first(0)
         for path in self.path.iterdir():
             if OURS.fullmatch(path.name) and path.name not in keep:
                 path.unlink(missing_ok=True)

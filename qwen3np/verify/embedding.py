@@ -56,7 +56,7 @@ class EmbedderChecks:
         if model._modules.transformer.do_lower_case:
             texts = [text.lower() for text in texts]
         room = model.max_seq_length - len(tokenizer.added)
-        return [tokenizer.cut(ids, room) for ids in library_ids(model.checkpoint, texts)]
+        return [tokenizer.truncate(ids, room) for ids in library_ids(model.checkpoint, texts)]
 
     def stages(self, ids: Texts) -> Iterable[Stage]:
         return self.model.backend.stages(ids)
@@ -97,13 +97,13 @@ class EmbedderChecks:
         vectors = model.encode(texts, prompt="", truncate_dim=hidden, normalize_embeddings=True)
         yield same_bits("from text as from its ids", vectors, reference.normalize(batch))
         for dim in sorted({min(32, hidden), hidden // 2, hidden}):
-            cut = model.encode(texts, prompt="", truncate_dim=dim, normalize_embeddings=True)
-            cut = cut.astype(np.float64)
-            off = float(np.abs(np.linalg.norm(cut, axis=1) - 1).max())
+            truncated = model.encode(texts, prompt="", truncate_dim=dim, normalize_embeddings=True)
+            truncated = truncated.astype(np.float64)
+            off = float(np.abs(np.linalg.norm(truncated, axis=1) - 1).max())
             yield close(f"{dim} dimensions: unit length", off, UNIT)
             exact = batch[:, :dim].astype(np.float64)
             exact /= np.linalg.norm(exact, axis=1, keepdims=True)
-            off = float(np.abs(cut - exact).max())
+            off = float(np.abs(truncated - exact).max())
             yield close(f"{dim} dimensions: truncated, then normalised", off, UNIT)
 
     def published_checks(self, name: str, compared: bool) -> Iterator[Check]:
