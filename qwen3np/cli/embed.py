@@ -13,7 +13,7 @@ from ..files.lines import format_of
 from ..files.record import ERRORS, beside
 from ..files.rows import SUFFIXES
 from ..files.run import Job, Report, bad_rows_message, check_free, embed_file, save
-from ..files.work import Sums, kept
+from ..files.work import Totals, kept
 from ..runtime.progress import bar, ticking, worth_showing
 from . import options
 from .inputs import STDIN, looks_like_file, names_file, refusal, stdin_lines, texts
@@ -164,19 +164,19 @@ def embed_whole_file(args: argparse.Namespace, source: Path) -> None:
 
 
 def _summary(job: Job, report: Report) -> list[str]:
-    sums = report.sums
-    lines = [f"{job.output}: {sums.texts:,} x {report.dim} float32, {sums.tokens:,} tokens"]
+    totals = report.totals
+    lines = [f"{job.output}: {totals.texts:,} x {report.dim} float32, {totals.tokens:,} tokens"]
     if report.complete:
         lines[0] += ": is complete"
     elif report.resumed:
         lines[0] += f" ({report.resumed:,} rows were done before)"
-    if sums.cut:
+    if totals.cut:
         limit = f"{report.max_seq_length:,} tokens"
-        lines.append(f"{sums.cut:,} texts were cut to {limit}; the longest had {sums.longest:,}")
-    if sums.empty:
-        lines.append(f"{sums.empty:,} empty texts, which have one and the same vector")
-    if sums.rows > sums.texts:
-        bad = sums.rows - sums.texts
+        lines.append(f"{totals.cut:,} texts were cut to {limit}; the longest had {totals.longest:,}")
+    if totals.empty:
+        lines.append(f"{totals.empty:,} empty texts, which have one and the same vector")
+    if totals.rows > totals.texts:
+        bad = totals.rows - totals.texts
         lines.append(
             f"{bad:,} bad rows were left out ({beside(job.output, ERRORS)}): "
             + bad_rows_message(job.source, bad, report.first_bad_rows)
@@ -199,17 +199,17 @@ class _Bar:
         """Whether there is something that a run could go on with."""
         return self._bar is not None
 
-    def show(self, sums: Sums, rows: int) -> None:
+    def show(self, totals: Totals, rows: int) -> None:
         if self._bar is None:
-            options = {"total": rows, "initial": sums.rows, "desc": self._name, "unit": "row"}
+            options = {"total": rows, "initial": totals.rows, "desc": self._name, "unit": "row"}
             self._bar = self._stack.enter_context(bar(**options))
             self._stack.enter_context(ticking(self._bar))
-            self._tokens, self.rows = sums.tokens, rows
-        self._bar.update(sums.rows - self._bar.n)
+            self._tokens, self.rows = totals.tokens, rows
+        self._bar.update(totals.rows - self._bar.n)
         elapsed = self._bar.format_dict["elapsed"] if not self._bar.disable else 0
         if elapsed:
             self._bar.set_postfix_str(
-                f"{(sums.tokens - self._tokens) / elapsed:,.0f} tokens/s", refresh=False
+                f"{(totals.tokens - self._tokens) / elapsed:,.0f} tokens/s", refresh=False
             )
 
     def close(self) -> None:
