@@ -245,7 +245,7 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.csv", b"a;b,c\n1;2,3\n", [], "its header has ',' and ';': say with --delimiter which"),
         ("in.tsv", b"a|b,c\n1|2,3\n", ["--on-error", "skip"], "its header has ',' and '|': say with"),
         ("in.csv", b"x" * 200 + b"\n1\n", [], "line 1: is not CSV (a line is longer than 0 MiB)"),
-        ("in.json", b'"a"\n"b"\n', [], "); if it holds a value a line, its name must end in .jsonl"),
+        ("in.json", b'"a"\n"b"\n', [], "); if it holds one value per line, its name must end in .jsonl"),
         ("in.json", b'{"text": ["a"]}', [], "is an object, expected an array of strings or objects"),
         ("in.json", b"[" + b'"a", ' * 50 + b'"b"]', [], "is longer than 0 MiB, and an array is read whole"),
         ("in.json", b"\xff", ["--on-error", "skip"], "is not UTF-8"),
