@@ -216,8 +216,7 @@ class Embedder(DropIn, PickledByArguments):
             show_progress_bar: None shows a bar when the logger "qwen3np" is at INFO or below.
             output_value: "sentence_embedding", or "token_embeddings" for the states of all tokens after the
                 final norm: one array [tokens, hidden_size] per text, neither truncated nor normalised.
-            precision: "int8", "uint8", "binary" or "ubinary" quantises the
-                vectors (see `quantize_embeddings`).
+            precision: "float32", or "int8", "uint8", "binary" or "ubinary": see `quantize_embeddings`.
             convert_to_numpy: As in sentence-transformers; only True is accepted.
             convert_to_tensor: As in sentence-transformers; only False is accepted.
             device: As in sentence-transformers; only the CPU is accepted.
