@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from qwen3np import Reranker
-from qwen3np.cli import main
 
 QUERY = "Which planet is known as the Red Planet?"
 DOCUMENTS = ["Venus is Earth's twin.", "", "火星\u2028红色的行星 😀", "Mars", "a\x00b"]
@@ -22,19 +19,14 @@ def model(tiny_reranker) -> Reranker:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tiny_reranker):
-    """Runs `qwen3np rerank` with the tiny model in this process: (exit code, stdout, stderr)."""
+def run(run, tiny_reranker):
+    """Run `qwen3np rerank` with the tiny model in this process: (exit code, stdout, stderr)."""
 
-    def run(*args: object, stdin: bytes = b"", command: str = "rerank") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    def rerank(*args: object, stdin: bytes = b"", command: str = "rerank") -> tuple[int, str, str]:
         model = [] if "--model" in args else ["--model", tiny_reranker]
-        try:
-            code = main([str(arg) for arg in (command, *model, *args)])
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
+        return run(command, *model, *args, stdin=stdin)
 
-    return run
+    return rerank
 
 
 def results(out: str) -> list[dict]:
