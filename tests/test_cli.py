@@ -146,55 +146,6 @@ def test_the_demo_does_not_take_an_interrupted_download_for_the_model(tiny, tmp_
     assert demo._published_model(print)[0] is None
 
 
-@pytest.mark.parametrize(
-    "args, stdin, reason",
-    [
-        (["embedd"], b"", "invalid choice: 'embedd'"),
-        (["embed", "--dimension", "5", "x"], b"", "unrecognized arguments: --dimension"),
-        (["embed", "--dim", "many", "x"], b"", "invalid int value: 'many'"),
-        (["embed", "--dim", "7", "--model", "TINY", "x"], b"", "truncate_dim = 7 must be between 32 and 96"),
-        (["embed", "--dim", "97", "--model", "TINY", "x"], b"", "truncate_dim = 97 must be between"),
-        (["embed", "--backend", "cuda", "--model", "TINY", "x"], b"", "--backend: invalid choice: 'cuda'"),
-        (["embed", "--model", "./missing", "x"], b"", "missing: no such folder"),
-        (["embed", "--model", "two words", "x"], b"", "neither a folder nor a valid Hub id"),
-        (["embed", "--model", ".", "x"], b"", "holds no config.json"),
-        (["embed", "--model", "TINY", "\udcff"], b"", "text 0 is not valid Unicode"),
-        (["embed", "--model", "TINY", "--prompt", "\udcff", "x"], b"", "the prompt is not valid Unicode"),
-        (["embed", "--model", "TINY"], b"", "no text given"),
-        (["embed", "--model", "TINY", "-"], b"", "no text given"),
-        (["embed", "--model", "TINY"], b"\xef\xbb\xbf", "no text given"),
-        (["embed", "--model", "TINY", "--input", "-"], b"", "no text given"),
-        (["embed", "--model", "TINY", "-", "-"], b"a\n", "- is stdin, which can be read once"),
-        (["embed", "--model", "TINY", "-", "--column", "a"], b"a\n", "--column is for an input file"),
-        (["embed", "--model", "TINY"], "a".encode("utf-16"), "stdin: is UTF-16LE, expected UTF-8"),
-        (["embed", "--model", "TINY"], "text\n".encode("utf-16-be"), "stdin: is UTF-16BE, expected UTF-8"),
-        (["embed", "--model", "TINY"], b"a\n" + b"b" * (17 << 20), "stdin, line 2: is longer than 16 MiB"),
-        (["embed", "--model", "TINY", "mis\nsing.txt"], b"", "mis\\nsing.txt: there is no such file"),
-        (["embed", "--model", "TINY", "x", "--a\nb\x1b"], b"", "unrecognized arguments: --a\\nb\\x1b"),
-        (["similarity", "--model", "TINY", "-q", "-", "-d", "-"], b"a\n", "- is stdin, which can be read"),
-        (["similarity", "--model", "TINY", "-q", "q", "-d", "d.txt"], b"", "d.txt: there is no such file"),
-        (["similarity", "--model", "TINY", "-q", __file__, "-d", "x"], b"", "is the name of a file"),
-        (["similarity", "--model", "TINY", "-q", "x", "-d", os.curdir + "/"], b"", "name of a folder"),
-        (["embed", "--model", "TINY"], b"good\nb\xffd\n", "stdin, line 2: is not UTF-8"),
-        (["embed", "--model", "TINY", "--output", "vectors.txt", "x"], b"", "the name must end in .npy"),
-        (["embed", "--model", "TINY", "--output", "missing/v.npy", "x"], b"", "there is no folder missing"),
-        (["similarity", "--model", "TINY", "-q", "x"], b"", "arguments are required: -d/--document"),
-        (["info", "--model", "./missing"], b"", "missing: no such folder"),
-        (["synth", "new", "--like", "7B"], b"", "argument --like: invalid choice: '7B'"),
-        (["synth", "new", "--layers", "0"], b"", "layers = 0"),
-        (["synth", "."], b"", "give the name of a new folder"),
-    ],
-)
-def test_an_error_is_one_line_and_exit_code_2(run, tiny, tmp_path, monkeypatch, args, stdin, reason):
-    """Whatever is wrong: nothing on stdout, nothing written, no traceback."""
-    monkeypatch.chdir(tmp_path)
-    code, out, err = run(*[tiny if arg == "TINY" else arg for arg in args], stdin=stdin)
-    assert (code, out) == (2, "")
-    assert err.startswith("qwen3np") and ": error: " in err and reason in err
-    assert err.count("\n") == 1 and err.endswith("\n")
-    assert not list(tmp_path.iterdir())
-
-
 def test_bare_it_shows_its_help(run):
     code, out, err = run()
     assert (code, out) == (2, "") and "usage: qwen3np" in err and "similarity" in err

@@ -405,8 +405,3 @@ def test_an_older_json_file_survives_a_run_that_fails(run, tiny, tmp_path, monke
         code, _, err = run(tiny, "--json", tmp_path / "v.json")
     assert code == 2 and "No space left" in err
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("v.json", "precious")]
-
-
-def test_an_unknown_source_is_refused(tiny):
-    with pytest.raises(ValueError, match="against = 'jax' is not one of numpy, transformers"):
-        verify.verify(Embedder(tiny, backend="numpy"), against="jax")
