@@ -80,7 +80,7 @@ class WithoutSharing(Ours):
     def encode_texts(self, texts: list[str], prompt: str) -> np.ndarray:
         from qwen3np.runtime import prefix_cache
 
-        prefix_cache.SHORTEST = 1 << 30
+        prefix_cache.MIN_PREFIX = 1 << 30
         return super().encode_texts(texts, prompt)
 
 

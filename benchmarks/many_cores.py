@@ -34,7 +34,7 @@ from qwen3np.kernels.team import GENERATION, barrier, new_team
 from qwen3np.loading.checkpoint import Checkpoint
 from qwen3np.loading.config import Config
 from qwen3np.runtime import cores
-from qwen3np.runtime.micro_batches import MOST_TEAMS, STEP_TOKENS, TEAM_TOKENS, plan, steps
+from qwen3np.runtime.micro_batches import MICRO_BATCH_TOKENS, MOST_TEAMS, TEAM_TOKENS, micro_batches, plan
 from qwen3np.runtime.numba_backend import NumbaBackend
 from qwen3np.runtime.packed_weights import pad
 from qwen3np.runtime.threads import Job
@@ -71,7 +71,9 @@ def texts_of(lengths: Sequence[int]) -> Ids:
 
 
 def as_one_team(run: NumbaBackend) -> Callable[..., Any]:
-    return lambda lengths, known, most: [(run.num_threads, steps(lengths, STEP_TOKENS, len(lengths)))]
+    return lambda lengths, cached, most: [
+        (run.num_threads, micro_batches(lengths, MICRO_BATCH_TOKENS, len(lengths)))
+    ]
 
 
 def compare_teams(run: NumbaBackend, seconds: float) -> list[dict[str, Any]]:
@@ -266,7 +268,7 @@ def predictions(m: dict[str, Any]) -> str:
     for name, lengths in PREDICTED.items():
         for threads in CORES[1:]:
             chosen = [p for p in plan(lengths, 0, None, threads, min(SHARING, threads), BLOCK) if p[1]]
-            whole = [(threads, steps(lengths, STEP_TOKENS, len(lengths)))]
+            whole = [(threads, micro_batches(lengths, MICRO_BATCH_TOKENS, len(lengths)))]
             size = chosen[-1][0]
             one, teams, one_fast, teams_fast = (
                 1e3 * predicted(lengths, planned, threads, m, faster)
@@ -285,7 +287,7 @@ def figures(m: dict[str, Any]) -> dict[str, str]:
     (few, (seconds, busy)), (many, (longer, busier)) = m["crowded"].items()
     sizes = []
     for model in MODELS:
-        work = [work_megabytes(LIKE[model], tokens) for tokens in (TEAM_TOKENS, STEP_TOKENS)]
+        work = [work_megabytes(LIKE[model], tokens) for tokens in (TEAM_TOKENS, MICRO_BATCH_TOKENS)]
         sizes.append([model, *(f"{size:.0f}" for size in work), f"{work[0] * MOST_TEAMS / 1e3:.1f}"])
     return {
         "measured": f"""| measured here | |
@@ -303,7 +305,7 @@ def figures(m: dict[str, Any]) -> dict[str, str]:
 {describe(m["about"], PACKAGES)} A model of the 0.6B's shape with {LAYERS} layers, in float32.""",
         "teams": measured_teams(m["teams"]),
         "work": markdown(
-            ["a team's work arrays", f"MB at {TEAM_TOKENS} tokens", f"at {STEP_TOKENS}",
+            ["a team's work arrays", f"MB at {TEAM_TOKENS} tokens", f"at {MICRO_BATCH_TOKENS}",
              f"GB of {MOST_TEAMS} teams at {TEAM_TOKENS}"], sizes),
         "shares": share_tables(),
         "predicted": predictions(m),

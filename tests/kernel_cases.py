@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qwen3np.kernels import attention, isa, matmul, team
 from qwen3np.kernels import kv_layout as keys_values
 from qwen3np.kernels import norm_rope as norm
+from qwen3np.kernels.panels import Panels, Tokens
 from qwen3np.loading.checkpoint import widen
 from qwen3np.runtime.packed_batch import text_segments
 from qwen3np.runtime.packed_weights import allocate, as_uint32, pack_share, pad
@@ -44,18 +45,24 @@ MATMUL_SCRATCH = matmul.scratch_size(64, 12288)
 
 
 @njit(nogil=True)
+def alone():
+    """A team of one thread."""
+    return team.Worker(np.zeros(team.COUNTERS, np.int64), 0, 1)
+
+
+@njit(nogil=True)
 def run_matmul(w, x, y, count):
-    matmul.matmul(w, x, y, 0, count, np.empty(MATMUL_SCRATCH, np.float32), 0, 1)
+    matmul.matmul(w, x, y, Panels(0, count), np.empty(MATMUL_SCRATCH, np.float32), alone())
 
 
 @njit(nogil=True)
 def run_matmul_add(w, x, y, count):
-    matmul.matmul_add(w, x, y, 0, count, np.empty(MATMUL_SCRATCH, np.float32), 0, 1)
+    matmul.matmul_add(w, x, y, Panels(0, count), np.empty(MATMUL_SCRATCH, np.float32), alone())
 
 
 @njit(nogil=True)
 def run_swiglu(w, x, y, count, scratch):
-    matmul.matmul_swiglu(w, x, y, count, scratch, 0, 1)
+    matmul.matmul_swiglu(w, x, y, count, scratch, alone())
 
 
 def random(seed: int, *shape: int) -> NDArray[np.float32]:
@@ -181,13 +188,13 @@ def rms_norm_case(size: int, tokens: int) -> Case:
         assert not out[:, size:].any()
         for parts in (1, 2, 3):
             pairs = np.zeros((len(x), parts, pad(size, 32) // 2, 32), np.uint16)
-            norm.rms_norm(x, 0, len(x), weight, np.float32(3e-3), pairs, 0, 1)
+            norm.rms_norm(x, Panels(0, len(x)), weight, np.float32(3e-3), pairs, alone())
             values = widen(pairs.reshape(len(x), parts, -1, 16, 2).transpose(1, 0, 2, 4, 3))
             total = values.reshape(parts, *out.shape).sum(axis=0, dtype=np.float64)
             assert (np.abs(total - out) <= np.abs(out) * 2.0 ** (-9 * parts + 1)).all()
 
     def run():
-        norm.rms_norm(x, 0, len(x), weight, np.float32(3e-3), out, 0, 1)
+        norm.rms_norm(x, Panels(0, len(x)), weight, np.float32(3e-3), out, alone())
 
     return Case(run, check, 2 * size * tokens, x.nbytes + out.nbytes)
 
@@ -226,15 +233,15 @@ def attention_case(N: int, K: int, H: int, lengths: Sequence[int], kind: str) ->
     keys, values = stored(k_SKH, places, kind), stored(v_SKH, places, kind, values=True)
     panel, segments = text_segments(begins, ends, key_begins)
     starts = np.searchsorted(panel, np.arange(count + 1))
-    tokens = np.zeros((count, 16), np.float32)
-    tokens.ravel()[:S] = places
+    slots = np.zeros((count, 16), np.float32)
+    slots.ravel()[:S] = places
+    tokens = Tokens(slots, slots, slots, starts, segments)  # cos and sin are not attention's
     out = np.zeros((count, pad(N * H, 32), 16), np.float32)
     scratch = aligned(np.full(attention.scratch_size(H, N // K), np.nan, np.float32))
 
     def run():
-        attention.attention(
-            q, count, 0, keys, values, N // K, H, starts, segments, tokens, out, scratch, team.new_team(), 1
-        )
+        panels = Panels(0, count)
+        attention.attention(q, panels, tokens, keys, values, N // K, H, out, scratch, alone())
 
     def check():
         got = from_panels(out, S)[:, : N * H].reshape(S, N, H)

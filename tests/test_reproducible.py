@@ -30,7 +30,7 @@ from qwen3np.runtime.rope import rope_table
 from qwen3np.synth import checkpoints as synth
 
 GOLDEN = Path(__file__).parent / "fixtures" / "bits.json"
-# No two sizes the same, N * H != D, three query heads a key/value head, more than CHAIN rows of a weight.
+# No two sizes the same, N * H != D, three query heads a key/value head, more than SUM_BLOCK rows of a weight.
 CONFIG = Config(80, 176, 3, 6, 2, 24, 2048, 4096, 3e-6, 1e5, True)
 # Of one panel and of several, of one chunk of 256 keys and of several.
 TEXTS = ["", "a", "Gravity is a force.", "The capital of China is Beijing. " * 5, "Why do things fall? " * 60]
