@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused(vectors):
     for arguments, message in (
         (
             (queries[:, :32], corpus),
-            r"queries of 32 channels need a float32 corpus \[N, 32\], found \[500, 64\]",
+            r"queries of 32 dimensions need a float32 corpus \[N, 32\], found \[500, 64\]",
         ),
         ((queries, corpus, 0), "top_k must be a positive integer"),
         ((queries, bits), "need a float32 corpus"),
@@ -257,7 +257,7 @@ def test_arrays_of_another_type_are_refused(vectors, change, precision, error):
 @pytest.mark.parametrize(
     "change, error",
     [
-        (lambda r: r[::-1], r"ranges are reversed: channel 0 goes from"),
+        (lambda r: r[::-1], r"ranges are reversed: dimension 0 goes from"),
         (lambda r: r[:1], r"ranges must be \[2, 64\], .* found \[1, 64\]"),
         (lambda r: r[0], r"found \[64\]"),
         (lambda r: r[:, :32], r"found \[2, 32\]"),
