@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import roofline
+from kernel_cases import rms_norm_case
 from machine import about, describe
 from pairs import in_turns, ratio
 from readme import ROOT, fill
@@ -40,9 +41,6 @@ from qwen3np.runtime.packed_weights import pad
 from qwen3np.runtime.threads import Job
 from qwen3np.runtime.workspace import Layout, Workspace
 from qwen3np.synth.checkpoints import LIKE, synthesize
-
-sys.path.insert(0, str(ROOT / "tests"))
-import kernel_cases as cases
 
 RESULTS = ROOT / "benchmarks/results/many_cores.json"
 DOCUMENT = ROOT / "docs/performance.md"
@@ -162,7 +160,7 @@ def measure() -> dict[str, Any]:
         results["prepare_us"] = prepare / (8 * 128) * 1e6
         results["crowded"] = {n: crowded(run, n) for n in (run.num_threads, 2 * run.num_threads)}
     results["barrier_ns"] = {n: barrier_ns(n) for n in (1, 2)}
-    norm = cases.rms_norm_case(LIKE["0.6B"].hidden_size, BLOCK)
+    norm = rms_norm_case((LIKE["0.6B"].hidden_size,), BLOCK)
     results["norm_us"] = best(norm.run, 20) / (BLOCK / 16) * 1e6
     peaks = [roofline.measure(n) for n in (1, run.num_threads)]
     results["memory"] = [peak["memory read GB/s"] for peak in peaks]
@@ -188,8 +186,10 @@ def shares(name: str, rows: int, at_once: int) -> int:
 
 
 def used(count: int, threads: int) -> float:
-    """The part of the threads' time in which they have a share, if each takes as many as another or one
-    less."""
+    """The part of the threads' time in which they have a share.
+
+    Each takes as many as another or one less.
+    """
     return count / (-(-count // threads) * threads)
 
 

@@ -1,5 +1,7 @@
-"""sentence-transformers' names: what changes no vector is accepted, what does is refused with the cure, and
-settings are checked when they are set."""
+"""sentence-transformers' names: what changes no vector is accepted, what does is refused with the cure.
+
+Settings are checked when they are set.
+"""
 
 from __future__ import annotations
 

@@ -284,8 +284,10 @@ def test_what_is_refused(embed, tmp_path, monkeypatch, name, content, options, r
 
 
 def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_path):
-    """A text that ends like a file's name is an error where there is no such file, and --text says what it
-    is. Any name can be given with --input."""
+    """A text that ends like a file's name is an error where there is no such file.
+
+    --text says what it is; any name can be given with --input.
+    """
     assert embed("read notes.txt")[0] == 2
     assert "there is no such file" in embed("x" * 5000 + ".txt")[2]
     write_input(tmp_path / "read notes.txt", TEXTS)
@@ -306,8 +308,10 @@ NAMES = ["notes.md", "d/page.html", "plain", os.devnull, "d", "./d/", "d/*.md", 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_of_a_file_is_no_text(embed, tmp_path, name):
-    """Neither of one that is not read, nor of a folder, nor what looks like one that is not there; --text is
-    the cure."""
+    """Neither one that is not read, nor a folder, nor what looks like a file that is not there.
+
+    --text is the cure.
+    """
     (tmp_path / "d").mkdir()
     for made in ("notes.md", "d/page.html", "plain"):
         (tmp_path / made).write_text("a\n")

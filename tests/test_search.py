@@ -138,8 +138,10 @@ def true_scores(name, queries, corpus):
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_search_is_exact_whatever_the_blocks_and_equal_rows_are_equal(name, data):
-    """Rows that are there many times, nearly equal ones, and vectors of any size: the order is that of
-    float64, equal scores in the order of the corpus."""
+    """Rows that are there many times, nearly equal ones, and vectors of any size.
+
+    The order is that of float64, equal scores in the order of the corpus.
+    """
     draw = data.draw
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     dim, count = draw(st.integers(1, 300)), draw(st.integers(1, 120))
@@ -174,8 +176,10 @@ def test_search_is_exact_whatever_the_blocks_and_equal_rows_are_equal(name, data
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("query, row", [(0, 1e30), (1e25, 1e-30), (1e-30, 1e30), (1e30, 1e30), (1, 1)])
 def test_a_dot_product_search_is_exact_whatever_the_lengths(monkeypatch, query, row, order):
-    """Squares beyond float32, or lost below it, bound no rounding: a zero query has all rows for its best,
-    and nearly equal rows come in the order of float64."""
+    """Squares beyond float32, or lost below it, bound no rounding.
+
+    A zero query has all rows for its best, and nearly equal rows come in the order of float64.
+    """
     rng = np.random.default_rng(0)
     base = np.abs(rng.standard_normal(200))
     corpus = base * (row * (1 + 1e-7 * rng.integers(0, 20, (60, 200))))

@@ -1,5 +1,4 @@
-"""The threads of a call in teams: which compute what, the same bits whatever the teams, and what ends one
-ends all."""
+"""The threads of a call in teams: which compute what, to the same bits; what ends one ends all."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""`qwen3np verify`: it holds for every backend, precision and path, finds planted errors at their stage, and
-never claims parity with the card without the published weights."""
+"""`qwen3np verify` holds for every backend, precision and path, and finds planted errors at their stage.
+
+It never claims parity with the model card without the published weights.
+"""
 
 from __future__ import annotations
 
