@@ -123,7 +123,7 @@ def test_a_fine_tune_whose_tokenizer_appends_nothing_pools_its_last_token(
 def test_older_copies_of_the_published_models_are_ended_all_the_same(tiny_copy, model, monkeypatch, warnings):
     """By their sizes and prompts; what sentence-transformers saves of a fine-tune is none of them."""
     change(tiny_copy, "tokenizer.json", **NO_END)
-    monkeypatch.setattr(published, "SIZES", {TINY: EMBEDDING})
+    monkeypatch.setattr(model_cards, "SIZES", {TINY: EMBEDDING})
     old = embedder(tiny_copy)
     assert old.tokenize(["", "ab"]) == model.tokenize(["", "ab"])
     [warning] = warnings()
@@ -163,7 +163,7 @@ def test_without_modules_json_one_warning_says_what_is_assumed(tiny_copy, model,
 
 def test_a_plain_copy_of_the_published_model_has_its_prompts(tiny_copy, model, monkeypatch, warnings):
     remove(tiny_copy, "modules.json", SETTINGS, "tokenizer_config.json")
-    monkeypatch.setattr(published, "SIZES", {TINY: EMBEDDING})
+    monkeypatch.setattr(model_cards, "SIZES", {TINY: EMBEDDING})
     bare = embedder(tiny_copy)
     assert_same(bare.encode_query("a"), model.encode_query("a"), model)
     [warning] = warnings()
@@ -198,7 +198,7 @@ def test_a_reranker_is_not_embedded(reranker_copy, monkeypatch, warnings, capsys
         remove(reranker_copy, name)
     remove(reranker_copy, "sentence_bert_config.json")
     with monkeypatch.context() as patch:
-        patch.setattr(published, "SIZES", {TINY: RERANKER})
+        patch.setattr(model_cards, "SIZES", {TINY: RERANKER})
         assert main(["embed", "a", "--model", str(reranker_copy), "--backend", "numpy"]) == 2
         out, err = capsys.readouterr()
         assert out == "" and "is a reranker" in err and "qwen3np rerank" in err
@@ -217,7 +217,7 @@ def test_a_causal_model_in_place_of_a_reranker_is_a_guess(tiny_copy, reranker_co
     reranker(reranker_copy)
     [warning] = warnings()
     assert "assumed" in warning and "model card" in warning
-    monkeypatch.setattr(published, "SIZES", {TINY: EMBEDDING})
+    monkeypatch.setattr(model_cards, "SIZES", {TINY: EMBEDDING})
     with pytest.raises(CheckpointError, match="an embedding model, and no modules.json"):
         reranker(remove(reranker_copy, "modules.json"))
 

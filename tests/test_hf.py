@@ -17,7 +17,6 @@ from qwen3np.cli import main
 from qwen3np.loading.checkpoint import Checkpoint, Tensor
 from qwen3np.runtime.numba_backend import NumbaBackend
 from qwen3np.synth.checkpoints import massive_token_ids, synthesize
-from qwen3np.verify.checks import arithmetic
 from qwen3np.verify.report import verify
 from qwen3np.verify.transformers import transformers_vectors
 
@@ -79,7 +78,7 @@ def test_vectors_are_transformers(folder, texts, float32, float64, backend, prec
         f"from float64 {ours:.2e} (PyTorch {theirs:.2e})"
     )
     assert ours <= channel(model.backend, model.dimension)
-    if arithmetic(model.backend) == "float32":
+    if model.backend.arithmetic == "float32":
         assert np.abs(vectors - float32).max() <= 1e-6
         assert ours <= 2 * theirs
 

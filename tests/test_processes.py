@@ -426,7 +426,8 @@ def test_an_exception_of_a_handler_is_raised_as_it_is(tiny):
 STRUCK = """
 import os, random, signal, sys, threading, time
 import numpy as np
-from qwen3np import Embedder, threads
+from qwen3np import Embedder
+from qwen3np.runtime import threads
 kind, moments, seed = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 TEXTS = [f"text number {i} of a few, {'long ' * (i * i % 60)}" for i in range(16)]
 LONG = " ".join(f"word{i}" for i in range(int(sys.argv[5])))

@@ -254,14 +254,14 @@ def test_memory_stays_flat(tiny, tmp_path):
     code = """
 import sys
 from qwen3np.cli import main
-from qwen3np.files import commands
-sizes, show = [], commands._Bar.show
+from qwen3np.cli.embed import _Bar
+sizes, show = [], _Bar.show
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 def measure(bar, sums, rows):
     sizes.append((sums.rows, resident()))
     show(bar, sums, rows)
-commands._Bar.show = measure
+_Bar.show = measure
 assert main(sys.argv[1:]) == 0
 tenth = next(size for rows, size in sizes if rows >= 10_000)
 print(tenth, max(size for rows, size in sizes if rows >= 10_000), resident())

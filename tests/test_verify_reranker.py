@@ -22,7 +22,6 @@ from qwen3np.runtime.numba_backend import NumbaBackend
 from qwen3np.synth import checkpoints as synth
 from qwen3np.verify import published
 from qwen3np.verify import report as verify
-from qwen3np.verify.checks import arithmetic
 
 SYSTEM, BODY, ANSWER = RerankerTokenizer.SYSTEM, RerankerTokenizer.BODY, RerankerTokenizer.ANSWER
 
@@ -64,7 +63,7 @@ def test_the_score_is_the_last_stage(tiny_reranker):
     model = Reranker(tiny_reranker)
     result = verify.verify(model)
     assert [row.stage for row in result.stages[-3:]] == ["norm", "pooled", "scores"]
-    most = 1.2e-6 * verify.STAGE_TOLERANCE[arithmetic(model.backend)]
+    most = 1.2e-6 * verify.STAGE_TOLERANCE[model.backend.arithmetic]
     assert 0 < result.stages[-1].relative <= result.stages[-1].tolerance < most
     assert result.stages[-1].max_abs < 1e-3
 
