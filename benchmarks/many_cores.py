@@ -3,7 +3,6 @@
 python benchmarks/many_cores.py                      three minutes; writes results/many_cores.json, and the
                                                      figures of docs/performance.md
 python benchmarks/many_cores.py --teams [SECONDS]    only two teams of one against one team of two
-python benchmarks/many_cores.py --check              fails if figures are not those of the results
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import roofline
 from kernel_cases import rms_norm_case
 from machine import about, describe
 from pairs import in_turns, ratio
-from readme import ROOT, fill
+from parts import ROOT, fill
 from report import markdown
 from workloads import VOCABULARY, Ids
 
@@ -247,7 +246,8 @@ def measured_teams(rows: list[dict[str, Any]]) -> str:
         one, teams = row["seconds"]["one team"], row["seconds"]["teams"]
         medians = [f"{1e3 * statistics.median(s) / LAYERS:.0f}" for s in (one, teams)]
         shown.append([row["batch"], *medians, str(ratio(one, teams)), str(min(len(one), len(teams)))])
-    return markdown(["batch", "one team, ms a layer", "teams, ms a layer", "times as fast", "rounds"], shown)
+    header = ["batch", "one team, ms per layer", "teams, ms per layer", "times as fast", "rounds"]
+    return markdown(header, shown)
 
 
 def share_tables() -> str:
@@ -278,7 +278,7 @@ def predictions(m: dict[str, Any]) -> str:
             shape = f"{min(threads // size, len(chosen[-1][1]))} of {size}"
             figures = [f"{one:.2f}", f"{teams:.2f}", f"{one / teams:.2f}", f"{one_fast / teams_fast:.2f}"]
             rows.append([name, str(threads), shape, *figures])
-    header = ["texts", "cores", "teams", "one team, ms a layer", "teams, ms a layer", "times as fast"]
+    header = ["texts", "cores", "teams", "one team, ms per layer", "teams, ms per layer", "times as fast"]
     return markdown([*header, f"at {FASTER} times the rate"], rows)
 
 
@@ -294,11 +294,11 @@ def figures(m: dict[str, Any]) -> dict[str, str]:
 |---|---|
 | barrier of one thread | {m["barrier_ns"]["1"]:.0f} ns |
 | barrier of two threads that come at the same time | {m["barrier_ns"]["2"]:.0f} ns |
-| barriers a layer and block of {BLOCK} tokens | {m["barriers"]} |
+| barriers per layer and block of {BLOCK} tokens | {m["barriers"]} |
 | one thread multiplies, 8x128 tokens | {m["GFLOP/s"]:.0f} GFLOP/s |
 | one thread reads; all {m["about"]["threads"]} | {m["memory"][0]:.0f}; {m["memory"][1]:.0f} GB/s |
 | RMSNorm of 16 tokens | {m["norm_us"]:.1f} us |
-| preparing a step, in Python | {m["prepare_us"]:.1f} us a token |
+| preparing a micro-batch, in Python | {m["prepare_us"]:.1f} us per token |
 | 1x512 tokens, {few} threads | {1e3 * seconds:.0f} ms, {1e3 * busy:.0f} ms of the cores' time |
 | the same, {many} threads on these cores | {1e3 * longer:.0f} ms, {1e3 * busier:.0f} ms |
 
@@ -318,14 +318,9 @@ def main(arguments: list[str]) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             run = NumbaBackend(Checkpoint(synthesize(Path(temporary) / "model", "0.6B", layers=LAYERS)))
             return print(measured_teams(compare_teams(run, seconds)))
-    if arguments != ["--check"]:
-        RESULTS.write_text(json.dumps(measure(), indent=1) + "\n")
-    filled = document = DOCUMENT.read_text()
-    for name, text in figures(json.loads(RESULTS.read_text())).items():
-        filled = fill(filled, name, text)
-    if arguments == ["--check"] and filled != document:
-        raise SystemExit(f"{DOCUMENT} has stale figures: run python benchmarks/many_cores.py")
-    DOCUMENT.write_text(filled)
+    RESULTS.write_text(json.dumps(measure(), indent=1) + "\n")
+    parts = figures(json.loads(RESULTS.read_text()))
+    DOCUMENT.write_text(fill(DOCUMENT.name, DOCUMENT.read_text(), parts))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The KV cache of one layer: keys and values, where attention.py reads them.
+"""The keys and values of one layer, where attention.py reads them.
 
 K heads of H channels; S slots. A sequence's slots begin at a multiple of 32: its key t is at slot begin + t.
-Both arrays are left-hand operands, as W is in matmul.py:
+Both arrays are left-hand sides of products, as W is in matmul.py:
 
     keys      [K, S/16, H, 16]      16 keys side by side: a row of scores is a key
     values    [K, H'/16, S, 16]     16 channels side by side: a row of the result is a channel

@@ -47,7 +47,7 @@ class Panels(NamedTuple):
     """A range of panels: [first, first + count) of the packed batch, [0, count) of a block's own arrays."""
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # and not tuple.count
 
 
 class Tokens(NamedTuple):

@@ -143,13 +143,23 @@ def block(x, panels, tokens, layer, w, work, dims, me):
 
 
 @inline
+def block_size(panels, most):
+    """Return how many panels pass a layer together: an even number, since tiles take them in pairs.
+
+    Blocks are of about one size: 17 panels are 10 and 7, not 16 and one for which all weights are read again.
+    """
+    blocks = -(-panels // most)
+    return min(most, -(-panels // (2 * blocks)) * 2)
+
+
+@inline
 def all_tokens(x, tokens, layer, keys_only, w, work, dims, me):
     """Compute one layer for the whole batch, or its keys and values alone. False if asked to stop."""
-    first = 0
+    first, size = 0, block_size(x.shape[0], work.h.shape[0])
     while first < x.shape[0]:
         if stopping(me.team):
             return False
-        panels = Panels(first, min(work.h.shape[0], x.shape[0] - first))
+        panels = Panels(first, min(size, x.shape[0] - first))
         keys_values(x, panels, tokens, layer, w, work, dims, me)
         if keys_only:
             wait(me)
@@ -162,11 +172,11 @@ def all_tokens(x, tokens, layer, keys_only, w, work, dims, me):
 @inline
 def pooled_tokens(x, tokens, layer, w, work, dims, me):
     """Compute the last layer for the pooled tokens alone. False if asked to stop."""
-    first = 0
+    first, size = 0, block_size(x.shape[0], work.h.shape[0])
     while first < x.shape[0]:
         if stopping(me.team):
             return False
-        panels = Panels(first, min(work.h.shape[0], x.shape[0] - first))
+        panels = Panels(first, min(size, x.shape[0] - first))
         rms_norm(x, panels, w.input_layernorm[layer], dims.eps, work.h, me)
         wait(me)
         block(x, panels, tokens, layer, w, work, dims, me)
@@ -250,11 +260,11 @@ def stage(layer, w, dims, batch, work, attn_x, mlp_x, team, thread, num_threads)
     if layer == w.input_layernorm.shape[0]:
         rms_norm(x, Panels(0, x.shape[0]), w.norm, dims.eps, x, me)
         return
-    first = 0
+    first, size = 0, block_size(x.shape[0], work.h.shape[0])
     while first < x.shape[0]:
         if stopping(team):
             return
-        panels = Panels(first, min(work.h.shape[0], x.shape[0] - first))
+        panels = Panels(first, min(size, x.shape[0] - first))
         keys_values(x, panels, batch.tokens, layer, w, work, dims, me)
         attention(attn_x, panels, batch.tokens, layer, w, work, dims, me)
         mine, end = share(panels.count, thread, num_threads)

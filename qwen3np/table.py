@@ -1,4 +1,4 @@
-"""Text tables, measured in terminal columns: a Chinese character takes two, a combining one none."""
+"""Text tables for a terminal, in its columns: a Chinese character takes two, a combining one none."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from collections.abc import Sequence
 
 from wcwidth import clip, ljust, rjust, width
 
-GAP = 2  # terminal columns between two of the table's
-MIN_TEXT_WIDTH = 16  # terminal columns that a text keeps, unless the table would not fit at all
+GAP = 2  # terminal columns between two columns of a table
+LEAST = 16  # terminal columns that a text keeps, however narrow the terminal
 
 
 def terminal_columns(otherwise: int | None = None) -> int | None:
-    """Return how wide the terminal on stdout is, or what COLUMNS says; `otherwise` where there is neither."""
+    """The width of the terminal on stdout, or what COLUMNS says; `otherwise` where there is neither."""
     return shutil.get_terminal_size((otherwise or 0, 24)).columns or None
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None = None) -> str:
-    """Lay out rows under a header: columns of numbers are right-aligned, others left-aligned.
+    """Lay out rows below a header, each column as wide as its longest cell; numbers are right-aligned.
 
-    A table wider than `columns` has its longest texts shortened. Where that would not do, the columns on the
-    right come below, behind the first column once more where there is room for it.
+    A table wider than the terminal has its longest texts truncated. Where that is not enough, the columns
+    on the right come below, beside the first column once more where there is room for it.
+
+    Args:
+        header: one cell per column.
+        rows: the same.
+        columns: of the terminal; default: any width will do.
     """
     cells = [[one_line(cell, columns) for cell in row] for row in (header, *rows)]
     by_column = list(zip(*cells, strict=True))
@@ -42,7 +47,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | N
 
 
 def one_line(text: str, columns: int | None = None) -> str:
-    """Drop line ends and control characters, which would break the table or steer the terminal.
+    """Remove line ends and control characters, which would break the table, or steer the terminal.
 
     Of a text of megabytes only what `columns` columns can show is looked at.
     """
@@ -52,20 +57,21 @@ def one_line(text: str, columns: int | None = None) -> str:
 
 
 def cut(text: str, columns: int | None) -> str:
-    """Shorten a text to what `columns` columns have room for."""
+    """Truncate a text to what `columns` columns have room for."""
     if columns is None or width(text) <= columns:
         return text
     return clip(text, 0, max(columns - 3, 0)).rstrip() + "..."[:columns]
 
 
 def _fitting(widths: Sequence[int], texts: Sequence[int], columns: int) -> list[int]:
-    """Return widths that fit into `columns` columns: the widest texts are shortened first, to one width.
+    """Narrow the widest text first, and several to the same width, until all fit.
 
-    If all together cannot fit, any two columns do. Numbers are not shortened: what is left of one is another.
+    If all together cannot fit, they are narrowed so that two always do. Numbers are not: what is left
+    of one is another.
     """
     fitting = list(widths)
     excess = sum(widths) + GAP * (len(widths) - 1) - columns
-    while excess > 0 and (wide := [i for i in texts if fitting[i] > MIN_TEXT_WIDTH]):
+    while excess > 0 and (wide := [i for i in texts if fitting[i] > LEAST]):
         fitting[max(wide, key=lambda i: fitting[i])] -= 1
         excess -= 1
     if excess > 0:
@@ -74,7 +80,7 @@ def _fitting(widths: Sequence[int], texts: Sequence[int], columns: int) -> list[
 
 
 def _parts(widths: Sequence[int], columns: int | None) -> list[list[int]]:
-    """Return the column numbers of each part of the table; the first column is in all that have room."""
+    """Group the columns that stand side by side; the first is in every group where it finds room."""
     parts = [[0]]
     for i in range(1, len(widths)):
         together = sum(widths[j] + GAP for j in parts[-1]) + widths[i]

@@ -92,7 +92,8 @@ def _tokens(
         return np.ascontiguousarray(table[position].reshape(panels, 16, -1).transpose(0, 2, 1))
 
     starts = np.searchsorted(panel_of, np.arange(panels + 1))
-    return Tokens(*map(lanes, tables), slot, starts, segments)
+    cos, sin = map(lanes, tables)
+    return Tokens(cos, sin, slot, starts, segments)
 
 
 def text_segments(

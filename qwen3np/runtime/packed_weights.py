@@ -41,8 +41,8 @@ class PackedWeights(NamedTuple):
     norm: NDArray[Any]
 
 
-def pad(size: int, multiple: int) -> int:
-    """Round up to a multiple; of arrays, too."""
+def pad(size: Any, multiple: int) -> Any:
+    """Round a number, or an array of them, up to a multiple."""
     return -(-size // multiple) * multiple
 
 
