@@ -160,7 +160,7 @@ def test_weights_that_are_not_bfloat16(small, stored):
 
 def test_long_texts_in_many_chunks_and_blocks(small):
     """Longer than an attention chunk (256 keys), a block (256 tokens) and a step (2048 tokens)."""
-    texts = random_texts(small.config, (2500, 513, 1, 255))
+    texts = random_texts(small.config, (2100, 513, 1, 255))
     vectors = reference.normalize(NumbaBackend(small).forward(texts))
     np.testing.assert_allclose(vectors, truth(small, texts), atol=5e-6)
 

@@ -408,24 +408,6 @@ def test_escaped_texts_have_no_token_of_the_conversation(tiny_reranker, where):
         )
 
 
-def test_escaping_changes_nothing_else(tiny_reranker, assets):
-    from test_tokenizer import TEXTS
-
-    from qwen3np.loading.tokenizer import EmbeddingTokenizer, RerankerTokenizer
-
-    files = assets / "tokenizers"
-    real = RerankerTokenizer(files / "qwen3_base.tokenizer.json", 151669)
-    texts = [text for text in TEXTS if "<" not in text]
-    assert real.ids(texts, escape_special_tokens=True) == real.ids(texts)
-    [ids] = real.ids([ATTACK], escape_special_tokens=True)
-    assert max(ids) < 151643 and real.decode(ids) == ATTACK
-    escaping = EmbeddingTokenizer(
-        files / "qwen3_embedding_0.6b.tokenizer.json", 151669, escape_special_tokens=True
-    )
-    [ids] = escaping.encode([f"a{END}b"], 100)
-    assert ids.count(151643) == 1 == len([i for i in ids if i >= 151643])
-
-
 def test_the_command_escapes(tiny_reranker, capsys):
     scores = []
     for option in ([], ["--escape-special-tokens"]):

@@ -247,7 +247,7 @@ def in_time(call: Callable[[], np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "step, second",
-    [(3, 0), *(pytest.param(1, second, marks=pytest.mark.slow) for second in (0, 1, 5, 14))],
+    [(7, 0), *(pytest.param(1, second, marks=pytest.mark.slow) for second in (0, 1, 5, 14))],
 )
 def test_an_exception_at_any_bytecode_of_a_call(model, expected, step, second):
     """One, or a second behind it, wherever it strikes the caller: the next call gives its usual bits."""

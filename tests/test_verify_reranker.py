@@ -109,6 +109,12 @@ def test_the_published_token_ids_are_the_collected_ones(assets):
 # ---- planted errors
 
 
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory) -> Path:
+    """The folder of a tiny generated reranker of one layer: what it finds here is not in the layers."""
+    return synth.synthesize(tmp_path_factory.mktemp("models") / "shallow", "reranker-tiny", layers=1)
+
+
 @pytest.mark.parametrize(
     "part, wrong, row",
     [
@@ -119,15 +125,15 @@ def test_the_published_token_ids_are_the_collected_ones(assets):
         ("SYSTEM", SYSTEM.removesuffix("\n"), "system's part of the prompt"),
     ],
 )
-def test_an_error_in_the_prompt_is_found(run, tiny_reranker, monkeypatch, part, wrong, row):
+def test_an_error_in_the_prompt_is_found(run, shallow, monkeypatch, part, wrong, row):
     assert wrong != getattr(RerankerTokenizer, part)
     monkeypatch.setattr(RerankerTokenizer, part, wrong)
-    code, out, _ = run(tiny_reranker)
+    code, out, _ = run(shallow)
     assert code == 1 and bad_rows(out)[0] == row, out
     assert bad_rows(out)[-1] == "from text as from its ids"
 
 
-def test_a_body_tokenised_in_parts_is_found(run, tiny_reranker, monkeypatch):
+def test_a_body_tokenised_in_parts_is_found(run, shallow, monkeypatch):
     leading = RerankerTokenizer.leading
 
     def in_parts(self, texts, most, *escape):
@@ -136,11 +142,11 @@ def test_a_body_tokenised_in_parts_is_found(run, tiny_reranker, monkeypatch):
             yield Leading(ids[:most], len(ids), True)
 
     monkeypatch.setattr(RerankerTokenizer, "leading", in_parts)
-    code, out, _ = run(tiny_reranker)
+    code, out, _ = run(shallow)
     assert code == 1 and bad_rows(out) == ["body as one string", "from text as from its ids"]
 
 
-def test_swapped_yes_and_no_are_found(run, tiny_reranker, monkeypatch):
+def test_swapped_yes_and_no_are_found(run, shallow, monkeypatch):
     rows, scores = Reranker._rows, Reranker.scores
     for name, wrong in (
         ("_rows", lambda self, answers: rows(self, answers[::-1])),
@@ -148,7 +154,7 @@ def test_swapped_yes_and_no_are_found(run, tiny_reranker, monkeypatch):
     ):
         with monkeypatch.context() as patch:
             patch.setattr(Reranker, name, wrong)
-            code, out, _ = run(tiny_reranker)
+            code, out, _ = run(shallow)
         assert code == 1 and bad_rows(out) == ["scores"], out
 
 
@@ -161,7 +167,7 @@ def test_rows_of_the_wrong_matrix_are_found(run, untied_reranker, monkeypatch):
     assert code == 1 and bad_rows(out) == ["scores"], out
 
 
-def test_scores_that_depend_on_what_is_shared_are_found(run, tiny_reranker, monkeypatch):
+def test_scores_that_depend_on_what_is_shared_are_found(run, shallow, monkeypatch):
     run_step = NumbaBackend._pooled
 
     def drifting(self, job, texts, known, saved):
@@ -169,14 +175,14 @@ def test_scores_that_depend_on_what_is_shared_are_found(run, tiny_reranker, monk
         return run_step(self, job, texts, known, saved) * np.float32(1.001 if len(known) > system else 1)
 
     monkeypatch.setattr(NumbaBackend, "_pooled", drifting)
-    code, out, _ = run(tiny_reranker)
+    code, out, _ = run(shallow)
     assert code == 1 and "a query's tokens shared or not" in bad_rows(out), out
 
 
-def test_another_probability_is_found(run, tiny_reranker, monkeypatch):
+def test_another_probability_is_found(run, shallow, monkeypatch):
     activation_fn = property(lambda self: lambda x: sigmoid(x * np.float32(1.01)), lambda self, value: None)
     monkeypatch.setattr(Reranker, "activation_fn", activation_fn)
-    code, out, _ = run(tiny_reranker)
+    code, out, _ = run(shallow)
     assert code == 1 and bad_rows(out) == ["probability = sigmoid(yes - no)"], out
 
 
