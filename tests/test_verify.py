@@ -293,7 +293,7 @@ def trained(tmp_path, monkeypatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(synth, "MASSIVE_GAMMA", 0.06)
         folder = tmp_path / "models--Some--Model" / "snapshots" / "0a1b"
-        synth.synthesize(folder, "tiny")
+        synth.synthesize(folder, "tiny", layers=1)
     publish(folder, monkeypatch)
     return folder
 
@@ -309,7 +309,7 @@ def publish(folder: Path, monkeypatch, error: float = 0.0) -> None:
     head = dataclasses.replace(LEADING, values=values)
     monkeypatch.setattr(published, "COSINES", {"Some/Model": [card]})
     monkeypatch.setattr(published, "LEADING_VALUES", {"Some/Model": [head]})
-    monkeypatch.setattr(published, "SHAPES", {(96, 224, 4): "Some/Model"})
+    monkeypatch.setattr(published, "SHAPES", {(96, 224, layers): "Some/Model" for layers in (1, 4)})
 
 
 def test_published_scores_are_compared_when_the_hub_id_is_known(run, trained, monkeypatch):

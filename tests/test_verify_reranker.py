@@ -195,7 +195,7 @@ def trained(tmp_path, monkeypatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(synth, "MASSIVE_GAMMA", 0.06)
         folder = tmp_path / "models--Some--Reranker" / "snapshots" / "0a1b"
-        synth.synthesize(folder, "reranker-tiny")
+        synth.synthesize(folder, "reranker-tiny", layers=1)
     publish(folder, monkeypatch)
     return folder
 
@@ -208,7 +208,7 @@ def publish(folder: Path, monkeypatch, error: float = 0.0) -> None:
     raw[1] += error
     values = dataclasses.replace(card, differences=raw.tolist(), probabilities=probabilities.tolist())
     monkeypatch.setitem(published.LOGIT_DIFFERENCES, "Some/Reranker", [values])
-    monkeypatch.setattr(published, "RERANKER_SHAPES", {(96, 224, 4): "Some/Reranker"})
+    monkeypatch.setattr(published, "RERANKER_SHAPES", {(96, 224, 1): "Some/Reranker"})
 
 
 def test_published_scores_are_compared_when_the_hub_id_is_known(run, trained, monkeypatch):
@@ -219,15 +219,15 @@ def test_published_scores_are_compared_when_the_hub_id_is_known(run, trained, mo
     assert code == 1 and bad_rows(out) == ["'What is th' x 'Gravity is' [1]"]
 
 
-def test_published_scores_need_the_published_weights(run, trained, tiny_reranker, tmp_path):
+def test_published_scores_need_the_published_weights(run, trained, shallow, tmp_path):
     folder = trained.rename(tmp_path / "folder")
     code, out, _ = run(folder)
     assert code == 0 and out.count("needs the published weights") == 4 and "--published" in out
     code, out, _ = run(folder, "--published")
     assert code == 0 and "4 published values among them" in out.splitlines()[-1]
-    code, out, _ = run(tiny_reranker)
+    code, out, _ = run(shallow)
     assert code == 0 and out.count("needs the published weights") == 4 and "generated" in out
-    code, out, err = run(tiny_reranker, "--published")
+    code, out, err = run(shallow, "--published")
     assert (code, out) == (2, "") and "the weights are generated" in err
 
 
