@@ -41,6 +41,7 @@ from machine import about, available_memory
 from workers import DEPTHS, LAYERS, Extrapolated, Worker, models, say, timer
 from workloads import BARS, CAPPED, PRECISIONS, PYTORCH, SENTENCE, Rerank, Workload, workloads
 
+from qwen3np.files.atomic import write_file
 from qwen3np.kernels import isa
 from qwen3np.runtime.cores import usable_cores
 
@@ -73,9 +74,7 @@ class Run:
     def save(self) -> None:
         """After every part: an hour's figures are not lost with the last of them."""
         if self.save_to:
-            partial = self.save_to.with_suffix(".partial")
-            partial.write_text(json.dumps(self.results, indent=1) + "\n")
-            partial.replace(self.save_to)
+            write_file(self.save_to, json.dumps(self.results, indent=1).encode() + b"\n")
 
     def unable(self, peers: set[str]) -> dict[str, str]:
         """Makes the peers' files, and checks that caps hold. Contender -> why it cannot run."""

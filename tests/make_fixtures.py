@@ -95,7 +95,7 @@ def main() -> None:
     )
     size = (FIXTURES / "states.npz").stat().st_size
     print(f"{versions}: {len(arrays)} arrays, {size / 1e3:.0f} KB")
-    print(*sorted(k for k in arrays if k.startswith("7/")), sep="\n")
+    print(*sorted(k for k in arrays if k.startswith(f"{LENGTHS[0]}/")), sep="\n")
 
 
 if __name__ == "__main__":

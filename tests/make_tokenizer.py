@@ -37,7 +37,7 @@ def main() -> None:
         p
         for p in [
             *ROOT.glob("*.md"),
-            *ROOT.glob("qwen3np/*.py"),
+            *ROOT.glob("qwen3np/**/*.py"),
             *ROOT.glob("kernels/*.py"),
             *ROOT.glob("tests/*.py"),
         ]
