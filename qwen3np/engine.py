@@ -178,8 +178,7 @@ def pooled_tokens(x, tokens, layer, w, work, dims, me):
 def load_prefix(prefix, layer, work, me):
     """Copy a cached prefix's keys and values to each sequence's slots.
 
-    Whole groups of 32 slots are copied: those past the prefix are overwritten later, behind the barriers of
-    keys_values.
+    Whole groups of 32 slots are copied: keys_values overwrites those past the prefix, behind its barriers.
     """
     if prefix.size > 0:
         cached, here = (prefix.keys[layer], prefix.values[layer]), (work.keys, work.values)

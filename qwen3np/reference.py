@@ -58,9 +58,8 @@ def rope_table(T, H, theta):
     """cos and sin of position * theta^(-2i/H), i = 0 .. H/2-1: two arrays [T, P]  (arXiv:2104.09864).
 
     Channel pair i rotates by one radian every theta^(2i/H) tokens: i = 0 every token, the last about every
-    million. Frequencies, angles and cosines are float32 values, whatever the weights: the published
-    arithmetic rounds the angles like this, and an exact table would differ from it by up to 1e-3 radians at
-    position 30000.
+    million. Frequencies, angles and cosines are float32 values, whatever the weights: the published code
+    rounds the angles like this. An exact table would differ by up to 1e-3 radians at position 30000.
     """
     exponents = np.arange(0, H, 2, dtype=np.float32) / np.float32(H)
     inv_freq = np.float32(1) / np.power(theta, exponents, dtype=np.float64).astype(np.float32)

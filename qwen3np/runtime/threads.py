@@ -6,8 +6,7 @@ the first thread of a team, and is touched there alone.
 
 Python runs signal handlers on the main thread, never on a pool's, so the exception of one (Ctrl-C, a timeout)
 leaves nothing half done: wherever it strikes the caller, the job is cancelled, its threads stop at their next
-block, and the next job finds the workspaces in order. Kernels hold no GIL, so these threads are as good as C
-threads.
+block, and the next job finds the workspaces in order. Kernels hold no GIL: these threads run like C's.
 """
 
 from __future__ import annotations
