@@ -199,7 +199,7 @@ def store_prefix(prefix, layer, work, me):
 
 @entry_point
 def forward(w, dims, batch, work, team, thread, num_threads):
-    """Compute the final states: of the pooled tokens in work.pooled_x, or, with none, of all in work.x."""
+    """Compute the final states: of pooled tokens in work.pooled_x; with none, of all in work.x."""
     me, layers = Worker(team, thread, num_threads), w.input_layernorm.shape[0]
     pooling = batch.pooled_at.size > 0
     embed(work.x, batch.rows, me)
