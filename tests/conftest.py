@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
 import signal
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 # NumPy multiplies small matrices here: more threads would only wait for each other.
@@ -85,20 +89,59 @@ def model(tiny) -> Embedder:
 
 
 @pytest.fixture
-def embed(tiny, model, tmp_path, capsys, monkeypatch):
-    """Runs a command in tmp_path, with the model that is there: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qwen3np.cli.options.load_embedder", lambda args: model)
+def run(capsys, monkeypatch):
+    """Run a command in this process: (exit code, stdout, stderr)."""
 
-    def embed(*args: object, command: str = "embed") -> tuple[int, str, str]:
+    def run(*args: object, stdin: bytes | None = None) -> tuple[int, str, str]:
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         try:
-            code = main([command, *map(str, args), "--model", str(tiny)])
+            code = main([*map(str, args)])
         except SystemExit as error:
             code = error.code
         return code, *capsys.readouterr()
 
+    return run
+
+
+@pytest.fixture
+def embed(run, tiny, model, tmp_path, monkeypatch):
+    """Run a command in tmp_path, with the model that is there: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("qwen3np.cli.options.load_embedder", lambda args: model)
+
+    def embed(*args: object, command: str = "embed") -> tuple[int, str, str]:
+        return run(command, *args, "--model", tiny)
+
     return embed
+
+
+@pytest.fixture
+def on_terminal(tmp_path):
+    """Run a command in tmp_path on a terminal: (exit code, all that the terminal shows)."""
+    fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
+
+    def on_terminal(*args: object, typed: bytes = b"", columns: int = 60) -> tuple[int, str]:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        command = [sys.executable, "-m", "qwen3np", *map(str, args)]
+        environment = dict(os.environ)  # None would be C's, in which readline sets COLUMNS unseen
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        os.write(ours, typed)
+        shown = b""
+        try:
+            while data := os.read(ours, 1 << 16):
+                shown += data
+        except OSError:  # all of it was read
+            pass
+        os.close(ours)
+        return process.wait(60), shown.decode()
+
+    return on_terminal
 
 
 @pytest.fixture(scope="session")

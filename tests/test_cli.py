@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from tolerances import channel
 from wcwidth import width
 
 from qwen3np import Embedder, __version__
-from qwen3np.cli import demo, main, options, program
+from qwen3np.cli import demo, options, program
 from qwen3np.loading.hub import locate
 from qwen3np.runtime.backend import BACKENDS
 from qwen3np.runtime.numba_backend import PRECISIONS
@@ -32,18 +32,9 @@ def model(tiny) -> Embedder:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs one command in this process: (exit code, stdout, stderr)."""
-
-    def run(*args: object, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        try:
-            code = main([str(arg) for arg in args])
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return run
+def run(run):
+    """Run a command in this process, with nothing on stdin: (exit code, stdout, stderr)."""
+    return partial(run, stdin=b"")
 
 
 def as_user(*args: object, cwd: Path, **options) -> subprocess.CompletedProcess:
@@ -155,55 +146,6 @@ def test_the_demo_does_not_take_an_interrupted_download_for_the_model(tiny, tmp_
     assert demo._published_model(print)[0] is None
 
 
-@pytest.mark.parametrize(
-    "args, stdin, reason",
-    [
-        (["embedd"], b"", "invalid choice: 'embedd'"),
-        (["embed", "--dimension", "5", "x"], b"", "unrecognized arguments: --dimension"),
-        (["embed", "--dim", "many", "x"], b"", "invalid int value: 'many'"),
-        (["embed", "--dim", "7", "--model", "TINY", "x"], b"", "truncate_dim = 7 must be between 32 and 96"),
-        (["embed", "--dim", "97", "--model", "TINY", "x"], b"", "truncate_dim = 97 must be between"),
-        (["embed", "--backend", "cuda", "--model", "TINY", "x"], b"", "--backend: invalid choice: 'cuda'"),
-        (["embed", "--model", "./missing", "x"], b"", "missing: no such folder"),
-        (["embed", "--model", "two words", "x"], b"", "neither a folder nor a valid Hub id"),
-        (["embed", "--model", ".", "x"], b"", "holds no config.json"),
-        (["embed", "--model", "TINY", "\udcff"], b"", "text 0 is not valid Unicode"),
-        (["embed", "--model", "TINY", "--prompt", "\udcff", "x"], b"", "the prompt is not valid Unicode"),
-        (["embed", "--model", "TINY"], b"", "no text given"),
-        (["embed", "--model", "TINY", "-"], b"", "no text given"),
-        (["embed", "--model", "TINY"], b"\xef\xbb\xbf", "no text given"),
-        (["embed", "--model", "TINY", "--input", "-"], b"", "no text given"),
-        (["embed", "--model", "TINY", "-", "-"], b"a\n", "- is stdin, which can be read once"),
-        (["embed", "--model", "TINY", "-", "--column", "a"], b"a\n", "--column is for an input file"),
-        (["embed", "--model", "TINY"], "a".encode("utf-16"), "stdin: is UTF-16LE, expected UTF-8"),
-        (["embed", "--model", "TINY"], "text\n".encode("utf-16-be"), "stdin: is UTF-16BE, expected UTF-8"),
-        (["embed", "--model", "TINY"], b"a\n" + b"b" * (17 << 20), "stdin, line 2: is longer than 16 MiB"),
-        (["embed", "--model", "TINY", "mis\nsing.txt"], b"", "mis\\nsing.txt: there is no such file"),
-        (["embed", "--model", "TINY", "x", "--a\nb\x1b"], b"", "unrecognized arguments: --a\\nb\\x1b"),
-        (["similarity", "--model", "TINY", "-q", "-", "-d", "-"], b"a\n", "- is stdin, which can be read"),
-        (["similarity", "--model", "TINY", "-q", "q", "-d", "d.txt"], b"", "d.txt: there is no such file"),
-        (["similarity", "--model", "TINY", "-q", __file__, "-d", "x"], b"", "is the name of a file"),
-        (["similarity", "--model", "TINY", "-q", "x", "-d", os.curdir + "/"], b"", "name of a folder"),
-        (["embed", "--model", "TINY"], b"good\nb\xffd\n", "stdin, line 2: is not UTF-8"),
-        (["embed", "--model", "TINY", "--output", "vectors.txt", "x"], b"", "the name must end in .npy"),
-        (["embed", "--model", "TINY", "--output", "missing/v.npy", "x"], b"", "there is no folder missing"),
-        (["similarity", "--model", "TINY", "-q", "x"], b"", "arguments are required: -d/--document"),
-        (["info", "--model", "./missing"], b"", "missing: no such folder"),
-        (["synth", "new", "--like", "7B"], b"", "argument --like: invalid choice: '7B'"),
-        (["synth", "new", "--layers", "0"], b"", "layers = 0"),
-        (["synth", "."], b"", "give the name of a new folder"),
-    ],
-)
-def test_an_error_is_one_line_and_exit_code_2(run, tiny, tmp_path, monkeypatch, args, stdin, reason):
-    """Whatever is wrong: nothing on stdout, nothing written, no traceback."""
-    monkeypatch.chdir(tmp_path)
-    code, out, err = run(*[tiny if arg == "TINY" else arg for arg in args], stdin=stdin)
-    assert (code, out) == (2, "")
-    assert err.startswith("qwen3np") and ": error: " in err and reason in err
-    assert err.count("\n") == 1 and err.endswith("\n")
-    assert not list(tmp_path.iterdir())
-
-
 def test_bare_it_shows_its_help(run):
     code, out, err = run()
     assert (code, out) == (2, "") and "usage: qwen3np" in err and "similarity" in err
@@ -217,7 +159,7 @@ def test_every_help_has_an_example(run, command):
 
 def test_choices_are_all_that_there_is():
     """Written out where loading what knows them would take a second."""
-    assert options.PRECISIONS == PRECISIONS
+    assert options.MATMUL_PRECISIONS == PRECISIONS
     parser = program._parser("embed")
     for backend in ("auto", *BACKENDS):
         parser.parse_args(["embed", "--backend", backend])
@@ -320,43 +262,18 @@ def test_a_newline_in_a_name_breaks_no_message(run, tiny, tmp_path, monkeypatch)
     assert code == 2 and "'c\\nd.npy': the name holds a control character" in err and err.count("\n") == 1
 
 
-def on_terminal(command: list[object], cwd: Path, typed: bytes = b"") -> tuple[int, str]:
-    """Exit code, and what a terminal of 60 columns shows."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
-    command = [sys.executable, "-m", "qwen3np", *map(str, command)]
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    os.write(ours, typed)
-    shown = b""
-    try:
-        while data := os.read(ours, 1 << 16):
-            shown += data
-    except OSError:  # all of it was read
-        pass
-    os.close(ours)
-    return process.wait(60), shown.decode()
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="has no pty")
-def test_on_a_terminal(tiny, tiny_reranker, tmp_path):
+def test_on_a_terminal(on_terminal, tiny, tiny_reranker, tmp_path):
     """Progress where it takes a while, a word of what it waits for, and tables as wide as it is."""
     (tmp_path / "d.txt").write_text("".join(f"{i} 中国首都的文本" * 40 + "\n" for i in range(60)))
-    code, shown = on_terminal(["rerank", "-m", tiny_reranker, "q", "d.txt"], tmp_path)
+    code, shown = on_terminal("rerank", "-m", tiny_reranker, "q", "d.txt")
     assert code == 0 and "pairs:   0%" in shown and "60/60" in shown
     table = shown.split("text\r\n")[1].splitlines()
     assert len(table) == 61 and all(width(line) in (59, 60) for line in table[1:])
-    code, shown = on_terminal(["embed", "-m", tiny, "-"], tmp_path, b"abc\n\x04")
+    code, shown = on_terminal("embed", "-m", tiny, "-", typed=b"abc\n\x04")
     assert code == 0 and "Ctrl-D after the last" in shown and '{"text": "abc"' in shown
-    assert "no text given" in on_terminal(["embed", "-m", tiny], tmp_path)[1]
-    assert "0%" not in on_terminal(["embed", "-m", tiny, "short"], tmp_path)[1]
+    assert "no text given" in on_terminal("embed", "-m", tiny)[1]
+    assert "0%" not in on_terminal("embed", "-m", tiny, "short")[1]
 
 
 def test_a_damaged_model_with_many_problems_is_one_line_too(run, tiny_copy):

@@ -43,6 +43,10 @@ def crashes(tiny, other, folder, output, scenario, step=1, offset=0) -> dict:
     return json.loads(done.stdout)
 
 
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+
+
+@FORKS
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "output, scenario",
@@ -59,6 +63,7 @@ def test_a_kill_at_any_file_operation_loses_nothing(tiny, other_model, tmp_path,
     print(f"{output} {scenario}: {found['points']} points")
 
 
+@FORKS
 @pytest.mark.parametrize("scenario, step, offset", [("overwrite", 29, 7)])
 def test_a_kill_at_some_file_operations_loses_nothing(tiny, other_model, tmp_path, scenario, step, offset):
     found = crashes(tiny, other_model, tmp_path, ".npy", scenario, step, offset)
@@ -188,7 +193,7 @@ def test_a_file_beside_the_output_that_is_not_of_it_is_left_alone(
 @pytest.mark.parametrize(
     "make",
     [
-        os.mkfifo,
+        getattr(os, "mkfifo", Path.mkdir),  # Windows has no pipes with names of files
         Path.mkdir,
         lambda path: path.write_text("[" * 10**5),
         lambda path: path.write_text(json.dumps({"format": work.FORMAT})),
@@ -384,6 +389,7 @@ def test_a_chunk_ends_after_some_time_and_the_bytes_do_not_depend_on_it(
 
 def test_without_flock_a_run_works_and_a_lock_that_is_left_is_named(embed, source, interrupt, monkeypatch):
     """As on Lustre and DBFS."""
+    pytest.importorskip("fcntl")
 
     def flock(*args):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -128,12 +128,6 @@ def test_calls_take_sentence_transformers_arguments(embedder, reranker):
     np.testing.assert_array_equal(reranker.predict(sentences=PAIRS, **arguments), scores)
     ranked = reranker.rank("q", TEXTS, np.int64(2), True, num_workers=0, device="cpu")
     assert [entry["score"] for entry in ranked] == sorted(scores.tolist(), reverse=True)[:2]
-    with pytest.raises(TypeError, match="encode: unknown argument 'promt_name'; did you mean"):
-        embedder.encode(TEXTS, promt_name="query")
-    with pytest.raises(TypeError, match="encode: sentences is an older name of inputs, which is given too"):
-        embedder.encode(TEXTS, sentences=TEXTS)
-    with pytest.raises(TypeError, match="inputs is NoneType"):
-        embedder.encode()
 
 
 def test_prompts_of_a_reranker_are_instructions(tiny_reranker, reranker):

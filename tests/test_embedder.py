@@ -59,10 +59,6 @@ def test_prompts(model):
     np.testing.assert_array_equal(model.encode(CARD_QUERIES, prompt_name="document", prompt=prompt), query)
     np.testing.assert_array_equal(model.encode_document(CARD_DOCUMENTS), model.encode(CARD_DOCUMENTS))
     assert np.abs(model.encode(CARD_QUERIES) - query).max() > 0.01
-    with pytest.raises(ValueError, match=r"prompt name 'quary' is not one of \['document', 'query'\]"):
-        model.encode("a", prompt_name="quary")
-    with pytest.raises(TypeError, match="prompt is int"):
-        model.encode("a", prompt=3)
 
 
 def test_own_prompts_come_to_the_models(tiny, tiny_copy):
@@ -78,8 +74,6 @@ def test_own_prompts_come_to_the_models(tiny, tiny_copy):
     bare = Embedder(tiny_copy, default_prompt_name="passage")
     np.testing.assert_array_equal(bare.encode_query("a"), bare.encode("a", prompt=""))
     np.testing.assert_array_equal(bare.encode_document("a"), bare.encode("a", prompt=""))
-    with pytest.raises(ValueError, match="'quary' is not one of"):
-        Embedder(tiny, prompts={}, default_prompt_name="quary")
 
 
 def test_cut_vectors_are_unit_vectors_of_the_leading_channels(tiny, model):
@@ -89,49 +83,8 @@ def test_cut_vectors_are_unit_vectors_of_the_leading_channels(tiny, model):
     np.testing.assert_allclose(cut, reference.normalize(whole[:, :40].astype(np.float64)), atol=1e-6)
 
 
-@pytest.mark.parametrize("dim", [31, 0, -1, 97, 40.0, "40", True])
-def test_a_dimension_out_of_range_is_refused(tiny, model, dim):
-    for call in (lambda: model.encode("a", truncate_dim=dim), lambda: Embedder(tiny, truncate_dim=dim)):
-        with pytest.raises(ValueError, match="truncate_dim = .* must be between 32 and 96"):
-            call()
-
-
-@pytest.mark.parametrize("size", [0, -1, 2.5, "1"])
-def test_a_batch_size_below_one_is_refused(model, size):
-    with pytest.raises(ValueError, match="batch_size must be a positive integer"):
-        model.encode(["a"], batch_size=size)
-
-
-def test_other_arguments_are_refused(tiny, model):
-    with pytest.raises(TypeError):
-        model.encode("a", no_such_argument=1)
-    with pytest.raises(TypeError, match="text 1 is int"):
-        model.encode(["a", 3])
-    with pytest.raises(ValueError, match="backend = 'torch'"):
-        Embedder(tiny, backend="torch")
-    for length in (0, 32769, 1.5):
-        with pytest.raises(ValueError, match="max_seq_length"):
-            Embedder(tiny, max_seq_length=length)
-
-
-def test_arguments_of_pytorch_are_refused_with_what_to_do(tiny, model):
-    for arguments, instead in (
-        ({"convert_to_tensor": True}, "torch.from_numpy"),
-        ({"convert_to_numpy": False}, "torch.from_numpy"),
-        ({"device": "cuda"}, "num_threads"),
-        ({"pool": {}}, "num_threads"),
-    ):
-        with pytest.raises(TypeError, match=f"not possible without PyTorch: .*{instead}"):
-            model.encode("a", **arguments)
+def test_pytorchs_arguments_that_change_nothing_are_accepted(model):
     model.encode("a", convert_to_tensor=False, convert_to_numpy=True, device="cpu")
-    with pytest.raises(TypeError, match="matmul_precision"):
-        Embedder(tiny, model_kwargs={"torch_dtype": "bfloat16"})
-    with pytest.raises(ValueError, match="output_value 'tokens' is not one of"):
-        model.encode("a", output_value="tokens")
-    with pytest.raises(ValueError, match="precision 'int4' is not one of"):
-        model.encode("a", precision="int4")
-    with pytest.raises(ValueError, match="similarity 'jaccard' is not one of"):
-        Embedder(tiny, similarity_fn_name="jaccard")
 
 
 def test_any_iterable_and_a_stream(model):
@@ -151,10 +104,6 @@ def test_any_iterable_and_a_stream(model):
     assert first.shape == (5, 40) and len(read) == 5
     vectors = np.concatenate([first, *chunks])
     np.testing.assert_array_equal(vectors, model.encode(TEXTS * 3, truncate_dim=40))
-    with pytest.raises(TypeError, match="found one str"):
-        next(model.encode_stream("text"))
-    with pytest.raises(ValueError, match="chunk_size"):
-        next(model.encode_stream(TEXTS, chunk_size=0))
 
 
 def test_an_instruction_is_the_cards_prompt(model):
@@ -165,10 +114,6 @@ def test_an_instruction_is_the_cards_prompt(model):
     np.testing.assert_array_equal(
         model.encode_query(TEXTS, instruction="Find the law"), model.encode([prompt + t for t in TEXTS])
     )
-    with pytest.raises(ValueError, match="give one"):
-        model.encode("a", prompt="a", instruction="b")
-    with pytest.raises(TypeError, match="instruction is int"):
-        model.encode("a", instruction=3)
 
 
 def test_what_texts_share_is_computed_once(tiny, monkeypatch):
@@ -259,8 +204,6 @@ def test_similarity(model, monkeypatch, name):
     assert scores[1, 3] == pytest.approx(exact, rel=1e-4, abs=1e-6)
     assert model.similarity(a[0], b).shape == (1, 5)
     assert model.similarity(a[:0], b).shape == (0, 5)
-    with pytest.raises(ValueError, match="96 and of 95"):
-        model.similarity(a, b[:, :95])
 
 
 def test_a_zero_vector_has_cosine_zero(model):

@@ -260,9 +260,6 @@ def test_a_fine_tunes_own_instruction_is_followed(reranker_copy):
     change(reranker_copy, SETTINGS, model_type="CrossEncoder", **own)
     assert reranker(reranker_copy).instruction == "Find the law"
     assert reranker(reranker_copy, instruction="Mine").instruction == "Mine"
-    change(reranker_copy, SETTINGS, default_prompt_name="other")
-    with pytest.raises(CheckpointError, match="default_prompt_name = 'other' is not one of its prompts"):
-        reranker(reranker_copy)
 
 
 def test_a_fine_tunes_own_length_is_the_default(reranker_copy):
@@ -272,9 +269,6 @@ def test_a_fine_tunes_own_length_is_the_default(reranker_copy):
     change(reranker_copy, "sentence_bert_config.json", max_seq_length=300)
     assert reranker(reranker_copy).max_length == 300
     assert reranker(reranker_copy, max_length=400).max_length == 400
-    change(reranker_copy, "sentence_bert_config.json", modality_config=None)
-    with pytest.raises(CheckpointError, match="puts no pair into the chat template"):
-        reranker(reranker_copy)
 
 
 # ---- modules
@@ -346,25 +340,13 @@ def test_a_sequence_classifier_scores_as_the_model_it_was_made_of(reranker_copy,
 
 
 def test_a_stored_head_counts_whatever_config_json_says(untied_reranker, tmp_path):
-    """As in transformers 5; and "tied" is not the default."""
+    """As in transformers 5."""
     expected = reranker(untied_reranker).predict(PAIRS, raw_scores=True)
     copy = Path(shutil.copytree(untied_reranker, tmp_path / "copy"))
     change(copy, "config.json", tie_word_embeddings=True)
     np.testing.assert_array_equal(reranker(copy).predict(PAIRS, raw_scores=True), expected)
     change_tensors(copy, **{"lm_head.weight": None})
     assert not np.allclose(reranker(copy).predict(PAIRS, raw_scores=True), expected)
-    config = json.loads((copy / "config.json").read_text())
-    del config["tie_word_embeddings"]
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="has no lm_head.weight"):
-        reranker(copy)
-
-
-def test_an_adapter_beside_base_weights_is_refused(tiny_copy, reranker_copy):
-    for folder, load in ((tiny_copy, embedder), (reranker_copy, reranker)):
-        change(folder, "adapter_config.json", peft_type="LORA")
-        with pytest.raises(CheckpointError, match="a LoRA adapter beside its base model; merge it first"):
-            load(folder)
 
 
 # ---- added tokens

@@ -75,59 +75,6 @@ def test_both_spellings_of_what_is_supported_load(tiny_copy, name, content):
     Embedder(tiny_copy)
 
 
-@pytest.mark.parametrize(
-    "name, content, reason",
-    [
-        (POOLING, {"pooling_mode_mean_tokens": True}, "mean_tokens"),
-        (POOLING, {"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True}, "lasttoken, mean"),
-        (POOLING, {"pooling_mode_mean_tokens": 1, "pooling_mode_lasttoken": True}, "lasttoken, mean"),
-        (POOLING, {"pooling_mode": "mean"}, "pooling mode mean"),
-        (POOLING, {"pooling_mode": "cls", "pooling_mode_lasttoken": True}, "pooling mode cls"),
-        (POOLING, {"pooling_mode": ["lasttoken", "mean"]}, "pooling mode lasttoken, mean"),
-        (POOLING, {"pooling_mode": "lasttoken", "embedding_dimension": 64}, "embedding_dimension is 64"),
-        ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "module_input_name"),
-        (POOLING, {"pooling_mode_lasttoken": True, "include_prompt": False}, "include_prompt = False"),
-        (POOLING, [], "expected a JSON object, found list"),
-        ("modules.json", [TRANSFORMER, POOL, DENSE], "Pooling -> Dense"),
-        ("modules.json", [TRANSFORMER, POOL, LOGITS], "is a reranker"),
-        ("modules.json", [TRANSFORMER], "is a reranker"),
-        ("modules.json", [{"type": "custom.Transformer", "path": ""}, POOL], "code of the model's own"),
-        ("modules.json", [{**TRANSFORMER, "path": "../other"}, POOL], "not a folder inside the model's"),
-        ("modules.json", [POOL, TRANSFORMER], "Pooling -> Transformer"),
-        ("modules.json", [], "not supported"),
-        ("modules.json", {}, "not a list of modules"),
-        ("modules.json", [TRANSFORMER, 5], "not a list of modules"),
-        (SETTINGS, {"similarity_fn_name": "angular"}, "similarity_fn_name = 'angular'"),
-        (SETTINGS, {"prompts": {"query": 5}}, "prompts must map names to strings"),
-        (SETTINGS, {"prompts": {"query": ""}, "default_prompt_name": "p"}, "default_prompt_name = 'p'"),
-        (SETTINGS, {"default_prompt_name": ["query"]}, "default_prompt_name = ['query']"),
-        (SETTINGS, {"model_type": "CrossEncoder"}, "model_type = 'CrossEncoder' is no"),
-        (SETTINGS, {"truncate_dim": "64"}, "truncate_dim must be a positive integer"),
-        (MAX_LENGTH, {"query_length": 32}, "query_length = 32"),
-        (MAX_LENGTH, {"processor_kwargs": {"truncation_side": "left"}}, "with 'truncation_side'"),
-        (MAX_LENGTH, {"unknown": 1}, "unknown = 1"),
-        (MAX_LENGTH, {"do_lower_case": "yes"}, "do_lower_case must be"),
-        (MAX_LENGTH, {"transformer_task": "fill-mask"}, "transformer_task = 'fill-mask'"),
-        (MAX_LENGTH, {"modality_config": {"text": FORWARD, "message": FORWARD}}, "chat template (message)"),
-        (MAX_LENGTH, {"modality_config": {"image": FORWARD}}, "only text and message"),
-        (MAX_LENGTH, {"max_seq_length": 0}, "max_seq_length must be a positive integer, found 0"),
-        (MAX_LENGTH, {"max_seq_length": "512"}, "found '512'"),
-    ],
-)
-def test_what_is_not_computed_is_refused_with_file_and_value(tiny_copy, name, content, reason):
-    change(tiny_copy, name, content)
-    with pytest.raises(CheckpointError) as caught:
-        Embedder(tiny_copy)
-    assert reason in str(caught.value)
-    assert name in str(caught.value) or "reranker" in reason
-
-
-def test_a_pooling_file_that_modules_json_names_must_be_there(tiny_copy):
-    (tiny_copy / POOLING).unlink()
-    with pytest.raises(CheckpointError, match="1_Pooling"):
-        Embedder(tiny_copy)
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -50,6 +50,28 @@ def tree(tmp_path) -> Path:
     return Path(shutil.copytree(ROOT, tmp_path / "tree", ignore=ignore))
 
 
+AS_ON_WINDOWS = """
+import os, signal, sys
+import filelock, huggingface_hub, hypothesis, numba, pyarrow, pytest, tokenizers  # they do as they do there
+for name in ("fcntl", "grp", "pty", "pwd", "resource", "termios", "torch", "tty"):
+    sys.modules[name] = None
+for name in ("fork", "mkfifo", "register_at_fork", "sched_getaffinity"):
+    delattr(os, name)
+for name in ("SIGALRM", "SIGHUP", "SIGKILL", "setitimer"):
+    delattr(signal, name)
+sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="there it needs no pretending")
+def test_tests_can_be_collected_without_what_windows_does_not_have():
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ON_WINDOWS], cwd=ROOT / "tests", capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_the_source_distribution_has_its_tests(tree, tmp_path):
     """All that the README links to and all tests, which can be run from it."""

@@ -142,19 +142,6 @@ def test_another_cpu(tmp_path, other):
     check(json.loads(done.stdout)["bfloat16"], "bfloat16")
 
 
-def test_what_contradicts_it_is_refused(tiny, monkeypatch):
-    for arguments, named in (
-        ({"matmul_precision": "medium"}, "matmul_precision = 'medium'"),
-        ({"backend": "numpy"}, "backend = 'numpy'"),
-    ):
-        with pytest.raises(ValueError, match=f"{named} and reproducible=True"):
-            Embedder(tiny, reproducible=True, **arguments)
-    for path in (isa.AMX, isa.AMX_SPELLED_OUT, isa.AVX512_BF16):
-        monkeypatch.setenv("QWEN3NP_ISA", path)
-        with pytest.raises(ValueError, match=f"QWEN3NP_ISA = {path} and reproducible=True"):
-            Embedder(tiny, reproducible=True)
-
-
 def test_it_goes_along(tiny, capsys):
     """From the command line to the model, and to other processes."""
     assert main(["info", str(tiny), "--reproducible"]) == 0

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from qwen3np import Reranker
-from qwen3np.cli import main
 
 QUERY = "Which planet is known as the Red Planet?"
 DOCUMENTS = ["Venus is Earth's twin.", "", "火星\u2028红色的行星 😀", "Mars", "a\x00b"]
@@ -22,19 +19,14 @@ def model(tiny_reranker) -> Reranker:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tiny_reranker):
-    """Runs `qwen3np rerank` with the tiny model in this process: (exit code, stdout, stderr)."""
+def run(run, tiny_reranker):
+    """Run `qwen3np rerank` with the tiny model in this process: (exit code, stdout, stderr)."""
 
-    def run(*args: object, stdin: bytes = b"", command: str = "rerank") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    def rerank(*args: object, stdin: bytes = b"", command: str = "rerank") -> tuple[int, str, str]:
         model = [] if "--model" in args else ["--model", tiny_reranker]
-        try:
-            code = main([str(arg) for arg in (command, *model, *args)])
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
+        return run(command, *model, *args, stdin=stdin)
 
-    return run
+    return rerank
 
 
 def results(out: str) -> list[dict]:
@@ -137,53 +129,3 @@ def test_info_says_that_it_is_a_reranker(run):
     for part in ("reranker (qwen3np.Reranker, qwen3np rerank)", "max_length 8192", "'y' (88), 'n' (77)"):
         assert part in out
     assert "max_seq_length" not in out and "prompts" not in out
-
-
-@pytest.mark.parametrize(
-    "args, stdin, reason",
-    [
-        ([], b"", "arguments are required: QUERY (qwen3np rerank --help)"),
-        (["q"], b"", "no text given"),
-        (["q", "--documents", "-"], b"good\nb\xffd\n", "stdin, line 2: is not UTF-8"),
-        (["q", "--documents", "bad.txt"], b"", "bad.txt, line 2: is not UTF-8"),
-        (["q", "--documents", "bad.jsonl"], b"", "bad.jsonl, line 2: is not JSON"),
-        (["q", "--documents", "null.jsonl", "--column", "text"], b"", "line 1: column 'text' is null"),
-        (["q", "--documents", "other.jsonl", "--column", "body"], b"", "has no column 'body'; there"),
-        (["q", "--documents", "bad.txt", "--column", "text"], b"", "a .txt file has no columns"),
-        (["q", "--documents", "missing.txt"], b"", "missing.txt: there is no such file"),
-        (["q", "--documents", "notes.md"], b"", "the name must end in .txt, .jsonl"),
-        (["q", "d", "--documents", "bad.txt"], b"", "--documents bad.txt and documents as arguments ('d')"),
-        (["q", "--column", "text"], b"d\n", "--column text: only a file has columns"),
-        (["q", "d", "--delimiter", ";"], b"", "--delimiter ;: only a file has columns"),
-        (["q", "d", "bad.txt"], b"", "bad.txt: is the name of a file; its content as a text"),
-        (["q", "notes.md"], b"", "notes.md: is the name of a file; its content as a text"),
-        (["q", "missing.jsonl"], b"", "missing.jsonl: there is no such file; if it is a text: --literal"),
-        (["q", "d", "."], b"", ".: is the name of a folder; name a file in it"),
-        (["notes.md", "d"], b"", "notes.md: is the name of a file; its content as a text"),
-        (["-", "d"], b"d\n", "the query cannot come from stdin"),
-        (["q", "d", "--instruction", "notes.md"], b"", "--instruction notes.md: is the name of a file"),
-        (["q", "-"], "text".encode("utf-16"), "stdin: is UTF-16LE, expected UTF-8"),
-        (["q", "d", "--top-k", "0"], b"", "top_k must be a positive integer, found 0"),
-        (["q", "d", "--top-k", "many"], b"", "invalid int value: 'many'"),
-        (["\udcff", "d"], b"", "the query of pair 0 is not valid Unicode"),
-        (["q", "d", "--instruction", "\udcff"], b"", "the instruction is not valid Unicode"),
-        (["q", "d", "--model", "TINY"], b"", "use qwen3np.Embedder (qwen3np embed, qwen3np similarity)"),
-        (["q", "d", "--model", "./missing"], b"", "missing: no such folder"),
-    ],
-)
-def test_an_error_is_one_line_and_exit_code_2(run, tiny, tmp_path, monkeypatch, args, stdin, reason):
-    (tmp_path / "bad.txt").write_bytes(b"good\nb\xffd\n")
-    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
-    (tmp_path / "null.jsonl").write_text('{"text": null}\n')
-    (tmp_path / "other.jsonl").write_text('{"text": "a"}\n')
-    (tmp_path / "notes.md").write_text("a\n")
-    monkeypatch.chdir(tmp_path)
-    code, out, err = run(*[tiny if arg == "TINY" else arg for arg in args], stdin=stdin)
-    assert (code, out) == (2, "")
-    assert err.startswith("qwen3np") and ": error: " in err and reason in err and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("command, args", [("embed", ["text"]), ("similarity", ["-q", "a", "-d", "b"])])
-def test_commands_of_embedding_models_name_the_right_one(run, command, args):
-    code, out, err = run(*args, command=command)
-    assert (code, out) == (2, "") and "use qwen3np.Reranker (qwen3np rerank)" in err and err.count("\n") == 1

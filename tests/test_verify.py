@@ -11,6 +11,7 @@ import inspect
 import json
 import sys
 import types
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -18,7 +19,6 @@ import numpy as np
 import pytest
 
 from qwen3np import Embedder, reference
-from qwen3np.cli import main
 from qwen3np.loading.checkpoint import Checkpoint, Tensor
 from qwen3np.loading.tokenizer import EmbeddingTokenizer
 from qwen3np.runtime import backend as backends
@@ -34,14 +34,9 @@ LEADING = published.LEADING_VALUES[published.CARD_MODEL][1]
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs `qwen3np verify` in this process: (exit code, stdout, stderr)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main(["verify", *map(str, args)])
-        return code, *capsys.readouterr()
-
-    return run
+def run(run):
+    """Run `qwen3np verify` in this process: (exit code, stdout, stderr)."""
+    return partial(run, "verify")
 
 
 def bad_rows(report: str) -> list[str]:
@@ -410,8 +405,3 @@ def test_an_older_json_file_survives_a_run_that_fails(run, tiny, tmp_path, monke
         code, _, err = run(tiny, "--json", tmp_path / "v.json")
     assert code == 2 and "No space left" in err
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("v.json", "precious")]
-
-
-def test_an_unknown_source_is_refused(tiny):
-    with pytest.raises(ValueError, match="against = 'jax' is not one of numpy, transformers"):
-        verify.verify(Embedder(tiny, backend="numpy"), against="jax")

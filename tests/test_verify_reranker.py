@@ -9,13 +9,13 @@ import dataclasses
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qwen3np import CheckpointError, Reranker
-from qwen3np.cli import main
 from qwen3np.loading import model_cards
 from qwen3np.loading.st_config import is_reranker
 from qwen3np.loading.tokenizer import Leading, RerankerTokenizer
@@ -29,14 +29,9 @@ SYSTEM, BODY, ANSWER = RerankerTokenizer.SYSTEM, RerankerTokenizer.BODY, Reranke
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs `qwen3np verify` in this process: (exit code, stdout, stderr)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main(["verify", *map(str, args)])
-        return code, *capsys.readouterr()
-
-    return run
+def run(run):
+    """Run `qwen3np verify` in this process: (exit code, stdout, stderr)."""
+    return partial(run, "verify")
 
 
 def bad_rows(report: str) -> list[str]:
