@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs/architecture.svg"
 EDGE, INK = "#7d8590", "#1f2328"  # of lines, readable on GitHub's light and dark pages; of words in a box
 BLUE, GREEN, SAND = "#cfe4ff", "#d3efd6", "#f5e6c8"
-LEFT, WIDTH, KERNELS, KERNEL_WIDTH, GAP, INSET = 24, 410, 480, 340, 22, 26
+LEFT, WIDTH, KERNELS, KERNEL_WIDTH, GAP, INSET = 24, 410, 480, 356, 22, 26
 
 
 class Box(NamedTuple):
@@ -122,9 +122,7 @@ def draw() -> str:
     x, right = LEFT - 14, KERNELS + KERNEL_WIDTH + 14
     parts.insert(0, rectangle(x, frame[0], right - x, frame[1] - frame[0], "none", 'stroke-dasharray="7 5"'))
     label = f'fill="{EDGE}" {bold}'
-    parts.append(
-        text(KERNELS, frame[0] + 18, "28 times in the 0.6B: block, a layer", 12, label)
-    )
+    parts.append(text(KERNELS, frame[0] + 18, "28 times in the 0.6B: block, a layer", 12, label))
     height = y - GAP + 10
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right + 10:g} {height:g}" '

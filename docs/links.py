@@ -1,6 +1,6 @@
-"""mkdocs: pages link to files of the repository as GitHub shows them; here those files become part of the site.
+"""mkdocs: pages link to files of the repository, as GitHub shows them. Here those become part of the site.
 
-docs/ lies at the site's root, and what is outside it keeps its path: ../kernels/matmul.py -> kernels/matmul.py.
+docs/ is the site's root, and what is outside it keeps its path: ../kernels/matmul.py -> kernels/matmul.py.
 A link to a file that does not exist fails the build (--strict).
 """
 
