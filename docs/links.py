@@ -1,8 +1,7 @@
-"""Links of the pages, for mkdocs: files outside docs/ that pages link to become part of the site.
+"""mkdocs: pages link to files of the repository, as GitHub shows them. Here those become part of the site.
 
-Pages link to files of the repository as GitHub shows them. docs/ lies at the site's root, and what is outside
-it keeps its path: ../kernels/matmul.py -> kernels/matmul.py. A link to a file that does not exist fails the
-build (--strict).
+docs/ is the site's root, and what is outside it keeps its path: ../kernels/matmul.py -> kernels/matmul.py.
+A link to a file that does not exist fails the build (--strict).
 """
 
 import posixpath
