@@ -16,6 +16,7 @@ install:
 # mypy and twine look at what is built: the package as it is installed, and what would be uploaded.
 lint:
 	ruff check .
+	ruff format --check --quiet .
 	python benchmarks/readme.py --check
 	work=$$(mktemp -d) && trap "rm -rf $$work && $(CLEAN)" EXIT && \
 	$(PIP) install --quiet --no-deps --target $$work/package . && \

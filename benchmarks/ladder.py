@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import roofline
+from kernel_cases import KINDS, matmul_case
+from kernel_operands import from_panels, packed, random, to_panels
 from machine import about, describe
 from numba import njit
 
@@ -27,9 +28,6 @@ from qwen3np.kernels.simd import fma, load, splat, store
 from qwen3np.loading.checkpoint import widen
 from qwen3np.synth.checkpoints import to_bfloat16
 from qwen3np.table import table
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import kernel_cases as cases
 
 RESULTS = Path(__file__).parent / "results" / "ladder.json"
 N, K, TOKENS = 2048, 1024, 48
@@ -100,15 +98,15 @@ def register_block(w, x, y):
 
 def rungs() -> dict[str, tuple[str, Callable[..., Any], Callable[[], Any]]]:
     """Name -> what it adds, the function whose lines count, and one run that returns [tokens, N]."""
-    bits = to_bfloat16(cases.random(0, N, K))
-    w, x = widen(bits), cases.random(1, TOKENS, K)
-    x_panels, y_panels = cases.to_panels(x, K), np.zeros((TOKENS // 16, N, 16), np.float32)
-    packed, y = cases.packed(bits, "float32"), np.zeros((TOKENS, N), np.float32)
+    bits = to_bfloat16(random(0, N, K))
+    w, x = widen(bits), random(1, TOKENS, K)
+    x_panels, y_panels = to_panels(x, K), np.zeros((TOKENS // 16, N, 16), np.float32)
+    blocks, y = packed(bits, "float32"), np.zeros((TOKENS, N), np.float32)
 
     def on_panels(function: Callable[..., Any], weights: Any) -> Callable[[], Any]:
         def run() -> Any:
             function(weights, x_panels, y_panels)
-            return cases.from_panels(y_panels, TOKENS)
+            return from_panels(y_panels, TOKENS)
 
         return run
 
@@ -126,7 +124,7 @@ def rungs() -> dict[str, tuple[str, Callable[..., Any], Callable[[], Any]]]:
         "3 four_sums": ("four sums: each waits for itself only", four_sums, on_panels(four_sums, w)),
         "4 register_block": (
             "packed weights; as many sums as there are registers", register_block,
-            on_panels(register_block, packed),
+            on_panels(register_block, blocks),
         ),
     }  # fmt: skip
     return made | {"- NumPy": ("its BLAS, for comparison", None, blas)}
@@ -145,7 +143,7 @@ def best(run: Callable[[], Any]) -> float:
 
 def measure() -> dict[str, Any]:
     peak = roofline.measure(1)
-    w, x = widen(to_bfloat16(cases.random(0, N, K)), np.float64), cases.random(1, TOKENS, K)
+    w, x = widen(to_bfloat16(random(0, N, K)), np.float64), random(1, TOKENS, K)
     exact = x.astype(np.float64) @ w.T
     rows = []
     for name, (adds, function, run) in rungs().items():
@@ -153,9 +151,9 @@ def measure() -> dict[str, Any]:
         lines = len(inspect.getsource(function.py_func).splitlines()) - 1 if function else None
         gflops = 2e-9 * N * K * TOKENS / best(run)
         rows.append({"rung": name, "adds": adds, "lines": lines, "GFLOP/s": gflops, "unit": "float32"})
-    for kind, unit in cases.KINDS.items():
+    for kind, unit in KINDS.items():
         if f"{unit} GFLOP/s" in peak:
-            case = cases.matmul_case(N, K, TOKENS, kind)
+            case = matmul_case((N, K), TOKENS, kind)
             case.run()
             case.check()
             gflops = 2e-9 * case.multiply_adds / best(case.run)

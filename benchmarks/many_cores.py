@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import roofline
+from kernel_cases import rms_norm_case
 from machine import about, describe
 from pairs import in_turns, ratio
 from parts import ROOT, fill
@@ -33,15 +34,12 @@ from qwen3np.kernels.team import GENERATION, barrier, new_team
 from qwen3np.loading.checkpoint import Checkpoint
 from qwen3np.loading.config import Config
 from qwen3np.runtime import cores
-from qwen3np.runtime.micro_batches import MOST_TEAMS, STEP_TOKENS, TEAM_TOKENS, plan, steps
+from qwen3np.runtime.micro_batches import MICRO_BATCH_TOKENS, MOST_TEAMS, TEAM_TOKENS, micro_batches, plan
 from qwen3np.runtime.numba_backend import NumbaBackend
 from qwen3np.runtime.packed_weights import pad
 from qwen3np.runtime.threads import Job
 from qwen3np.runtime.workspace import Layout, Workspace
 from qwen3np.synth.checkpoints import LIKE, synthesize
-
-sys.path.insert(0, str(ROOT / "tests"))
-import kernel_cases as cases
 
 RESULTS = ROOT / "benchmarks/results/many_cores.json"
 DOCUMENT = ROOT / "docs/performance.md"
@@ -70,7 +68,9 @@ def texts_of(lengths: Sequence[int]) -> Ids:
 
 
 def as_one_team(run: NumbaBackend) -> Callable[..., Any]:
-    return lambda lengths, known, most: [(run.num_threads, steps(lengths, STEP_TOKENS, len(lengths)))]
+    return lambda lengths, cached, most: [
+        (run.num_threads, micro_batches(lengths, MICRO_BATCH_TOKENS, len(lengths)))
+    ]
 
 
 def compare_teams(run: NumbaBackend, seconds: float) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def measure() -> dict[str, Any]:
         results["prepare_us"] = prepare / (8 * 128) * 1e6
         results["crowded"] = {n: crowded(run, n) for n in (run.num_threads, 2 * run.num_threads)}
     results["barrier_ns"] = {n: barrier_ns(n) for n in (1, 2)}
-    norm = cases.rms_norm_case(LIKE["0.6B"].hidden_size, BLOCK)
+    norm = rms_norm_case((LIKE["0.6B"].hidden_size,), BLOCK)
     results["norm_us"] = best(norm.run, 20) / (BLOCK / 16) * 1e6
     peaks = [roofline.measure(n) for n in (1, run.num_threads)]
     results["memory"] = [peak["memory read GB/s"] for peak in peaks]
@@ -185,8 +185,10 @@ def shares(name: str, rows: int, at_once: int) -> int:
 
 
 def used(count: int, threads: int) -> float:
-    """The part of the threads' time in which they have a share, if each takes as many as another or one
-    less."""
+    """The part of the threads' time in which they have a share.
+
+    Each takes as many as another or one less.
+    """
     return count / (-(-count // threads) * threads)
 
 
@@ -266,7 +268,7 @@ def predictions(m: dict[str, Any]) -> str:
     for name, lengths in PREDICTED.items():
         for threads in CORES[1:]:
             chosen = [p for p in plan(lengths, 0, None, threads, min(SHARING, threads), BLOCK) if p[1]]
-            whole = [(threads, steps(lengths, STEP_TOKENS, len(lengths)))]
+            whole = [(threads, micro_batches(lengths, MICRO_BATCH_TOKENS, len(lengths)))]
             size = chosen[-1][0]
             one, teams, one_fast, teams_fast = (
                 1e3 * predicted(lengths, planned, threads, m, faster)
@@ -285,7 +287,7 @@ def figures(m: dict[str, Any]) -> dict[str, str]:
     (few, (seconds, busy)), (many, (longer, busier)) = m["crowded"].items()
     sizes = []
     for model in MODELS:
-        work = [work_megabytes(LIKE[model], tokens) for tokens in (TEAM_TOKENS, STEP_TOKENS)]
+        work = [work_megabytes(LIKE[model], tokens) for tokens in (TEAM_TOKENS, MICRO_BATCH_TOKENS)]
         sizes.append([model, *(f"{size:.0f}" for size in work), f"{work[0] * MOST_TEAMS / 1e3:.1f}"])
     return {
         "measured": f"""| measured here | |
@@ -303,7 +305,7 @@ def figures(m: dict[str, Any]) -> dict[str, str]:
 {describe(m["about"], PACKAGES)} A model of the 0.6B's shape with {LAYERS} layers, in float32.""",
         "teams": measured_teams(m["teams"]),
         "work": markdown(
-            ["a team's work arrays", f"MB at {TEAM_TOKENS} tokens", f"at {STEP_TOKENS}",
+            ["a team's work arrays", f"MB at {TEAM_TOKENS} tokens", f"at {MICRO_BATCH_TOKENS}",
              f"GB of {MOST_TEAMS} teams at {TEAM_TOKENS}"], sizes),
         "shares": share_tables(),
         "predicted": predictions(m),

@@ -1,5 +1,7 @@
-"""The README's plots of a run: speed against accuracy, and how cost grows. Transparent, and readable on
-GitHub's light and dark pages."""
+"""The README's plots of a run: speed against accuracy, and how cost grows.
+
+Transparent, and readable on GitHub's light and dark pages.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Fills the generated parts of README.md, docs/ and kernels/README.md: text between `<!-- NAME -->` and
-`<!-- end -->`; and draws docs/architecture.svg.
+"""Fills the generated parts of README.md, docs/ and kernels/README.md, and draws docs/architecture.svg.
+
+A part stands between `<!-- NAME -->` and `<!-- end -->`.
 
 python benchmarks/readme.py             writes them
 python benchmarks/readme.py --check     fails if one is stale (the output of demo and verify depends on the
-machine and is not compared)
+                                        machine and is not compared)
 """
 
 from __future__ import annotations

@@ -267,9 +267,11 @@ def bars(results: dict[str, Any]) -> str:
 
 
 def work(lengths: list[int], shared: int) -> tuple[float, float]:
-    """Multiply-adds that texts of these lengths cost at the 0.6B's shape: with weights, of queries with keys
-    and values. The beginning they share is computed once; in the last layer pooled tokens alone have
-    queries."""
+    """Multiply-adds that texts of these lengths cost at the 0.6B's shape.
+
+    With weights, and of queries with keys and values. The prefix that they share is computed once; in the
+    last layer pooled tokens alone have queries.
+    """
     c = LIKE["0.6B"]
     D, L, H = c.hidden_size, c.num_hidden_layers, c.head_dim
     N, K = c.num_attention_heads * H, c.num_key_value_heads * H
@@ -281,8 +283,10 @@ def work(lengths: list[int], shared: int) -> tuple[float, float]:
 
 
 def bound(results: dict[str, Any], workload: str, precision: str) -> tuple[float, str]:
-    """Seconds below which the machine's measured peaks allow nothing: all products at the unit's speed, or
-    the weights from memory once; and which of the two it is."""
+    """Seconds below which the machine's measured peaks allow nothing, and which peak it is.
+
+    All products at the unit's speed, or the weights from memory once.
+    """
     peak, path = results["roofline"], results["about"]["isa"][precision]
     texts = results["workloads"][workload]
     weights, attention = work(texts["lengths"], texts["shared"])

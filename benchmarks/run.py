@@ -152,7 +152,9 @@ class Run:
         hopeless: dict[str, str],
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """A row for each worker; one that fails, or is `hopeless` (which is added to), says so in its row.
-        Without `expected` results, the first worker's are."""
+
+        Without `expected` results, the first worker's are.
+        """
         closeness: dict[str, float] = {}
         fine, limit = [], 0.0
         for w in [w for w in [*ours, *peers] if w.name not in hopeless]:

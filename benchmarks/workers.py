@@ -1,5 +1,8 @@
-"""A contender in a process of its own, seen from outside (serve.py is the inside): no library meets another's
-threads, each one's peak memory is its own, and so are its Python and its environment."""
+"""A contender in a process of its own, seen from outside (serve.py is the inside).
+
+No library meets another's threads, each one's peak memory is its own, and so are its Python and its
+environment.
+"""
 
 from __future__ import annotations
 
@@ -104,8 +107,11 @@ class Worker:
 
 
 class Extrapolated:
-    """A contender on two models of few layers; its seconds are those of LAYERS layers. A contender's time is
-    a constant and so much a layer: from 2 and 8 layers, an error of one percent becomes 1.2."""
+    """A contender on two models of few layers; its seconds are those of LAYERS layers.
+
+    A contender's time is a constant and so much per layer: from 2 and 8 layers, an error of one percent
+    becomes 1.2.
+    """
 
     def __init__(self, name: str, models: dict[int, Models], threads: int) -> None:
         self.shallow, self.deep = (Worker(name, models[depth], threads) for depth in DEPTHS)

@@ -1,5 +1,7 @@
-"""What is timed: token ids, or texts with a prompt, and who runs them. Generated, the same at every run, and
-of the same lengths in tokens with any tokenizer."""
+"""What is timed: token ids, or texts with a prompt, and who runs them.
+
+Generated, the same at every run, and of the same lengths in tokens with any tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,10 @@ BEFORE_DOCUMENT = 39 + 60  # tokens of a pair before its document: system part, 
 
 @dataclass
 class Workload:
-    """Token ids; and texts, which contenders that take texts get instead: they tokenise them. Run by `peers`,
-    beside "qwen3np high" and "medium"."""
+    """Token ids; and texts, which contenders that take texts get instead: they tokenise them.
+
+    Run by `peers`, beside "qwen3np high" and "medium".
+    """
 
     peers: list[str]
     ids: Ids
@@ -121,8 +125,11 @@ def workloads(folder: Path, reranker: Path, threads: int) -> dict[str, Workload 
 
 
 def _rerank(folder: Path, sentence: Any, threads: int) -> Rerank:
-    """100 documents of 200 tokens. A small tokenizer takes more tokens for the system part, and is given a
-    shorter query: what the pairs share is as long as with the real one."""
+    """100 documents of 200 tokens.
+
+    A small tokenizer takes more tokens for the system part, and is given a shorter query: what the pairs
+    share is as long as with the real one.
+    """
     tokenizer = RerankerTokenizer(folder / "tokenizer.json", VOCABULARY + 669)
     empty = len(tokenizer.encode([("", "")], RERANK_INSTRUCTION, 8192)[0]) - len(tokenizer.answer)
     query = sentence(max(4, BEFORE_DOCUMENT - empty))

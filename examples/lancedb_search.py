@@ -22,6 +22,7 @@ DOCUMENTS = [
 
 
 def main(model_name: str = "Qwen/Qwen3-Embedding-0.6B") -> list[str]:
+    """Search four documents, and return their texts, best first."""
     model = Embedder(model_name)
     schema = pa.schema([("text", pa.string()), ("vector", pa.list_(pa.float32(), model.dimension))])
     with tempfile.TemporaryDirectory() as folder:

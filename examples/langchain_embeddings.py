@@ -14,7 +14,7 @@ from qwen3np import Embedder
 
 
 class Qwen3Embeddings(Embeddings):
-    """Queries get the model's query prompt, documents none."""
+    """Queries get the model's query prompt, documents its document prompt, which is empty."""
 
     def __init__(self, model: Embedder) -> None:
         self.model = model

@@ -5,18 +5,19 @@ of A, 16 rows of 32 bfloat16, and B, 16 rows of 16 pairs: B's row k holds rows 2
 one of each in turns. With y^T = W x^T, A is 16 rows of W as the checkpoint has them, and B and C are panels
 of 16 tokens.
 
-The matrix on the left
-    w[N/32, K/32, 2, 16, 32]    (uint16, bfloat16 bits) two tiles of 16 rows side by side: 32 rows are one
-    stream
-The operand on the right
-    x[P, parts, K/2, 32]        (uint16) a float32 value is the sum of its parts: each is what the parts
-    before
-                                it left, rounded to bfloat16
-The weights are bfloat16, so with two parts a product is float32's but for 2^-17, and with three exact; the
-sums are float32 always.
+    left-hand side    w[N/32, K/32, 2, 16, 32]    two tiles of 16 rows by 32 columns, then those of the next
+                                                  32 columns: 32 rows are one stream
+    right-hand side   x[P, parts, K/2, 32]        pairs of rows: a float32 value is the sum of its parts
 
-On a CPU without AMX the same code is compiled with the instructions spelled out in float32, for tests.
-Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS.
+All are bfloat16 bits (uint16). Each part is what those before it left, rounded: split bfloat16, bf16x2 or
+bf16x3. The weights are bfloat16, so bf16x2 reproduces a float32 product to 2^-17 relative, and bf16x3
+exactly; the sums are float32 always.
+
+On a CPU without AMX the same code is compiled with the instructions emulated in float32, for tests.
+
+Sources: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS; Henry, Tang,
+Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
+arXiv:1904.06376.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from .simd import constant, i8, i32, i64, llvm, pointer, v16, v16i, vector_load,
 
 TILE = 512  # bfloat16 values of a tile
 K_BLOCK = 8  # k steps of 32: the weights of a block, 16 KB, stay in L1 while all panels pass
-LINES = 32  # cache lines of weights that a k step consumes
+LINES = 32  # cache lines of weights that a k step reads
 
 Void, Pointer = ir.VoidType(), i8.as_pointer()
 
 
 class AmxTiles:
-    """The instructions, on tile registers 0 to 7."""
+    """The instructions of AMX, on tile registers 0 to 7."""
 
     def __init__(self, b: Any) -> None:
         self.b = b
@@ -53,7 +54,7 @@ class AmxTiles:
         self._call("tilezero", ir.Constant(i8, tile))
 
     def load(self, tile: int, address: Any, passing: bool = False) -> None:
-        """passing: a hint not to keep it in L1, where what is used again would have to leave."""
+        """Load a tile; `passing` hints not to keep it in L1, where it would displace what is used again."""
         name = "tileloaddt164" if passing else "tileloadd64"
         self._call(name, ir.Constant(i8, tile), address, ir.Constant(i64, 64))
 
@@ -64,12 +65,12 @@ class AmxTiles:
         self._call("tdpbf16ps", *(ir.Constant(i8, tile) for tile in (c, a, b)))
 
     def configure(self) -> None:
-        """Eight tiles of 16 rows of 64 bytes: this thread's state until release()."""
+        """Lay out eight tiles of 16 rows of 64 bytes: this thread's state until release()."""
         name = "qwen3np.tile_config"
         if name not in self.b.module.globals:
             layout = bytearray(64)
             layout[0] = 1  # palette
-            layout[16:32] = bytes([64, 0] * 8)  # bytes a row
+            layout[16:32] = bytes([64, 0] * 8)  # bytes per row
             layout[48:56] = bytes([16] * 8)  # rows
             variable = ir.GlobalVariable(self.b.module, ir.ArrayType(i8, 64), name)
             variable.linkage, variable.align = "internal", 64
@@ -80,8 +81,8 @@ class AmxTiles:
         self._call("tilerelease")
 
 
-class SpelledOutTiles:
-    """The same, on eight arrays of the stack frame."""
+class EmulatedTiles:
+    """The same instructions emulated in float32, on eight arrays of the stack frame."""
 
     def __init__(self, b: Any) -> None:
         self.b = b
@@ -110,7 +111,7 @@ class SpelledOutTiles:
         self._copy(address, self._tile(tile))
 
     def multiply(self, c: int, a: int, b: int) -> None:
-        self.b.call(_product_function(self.b.module), [self._tile(tile) for tile in (c, a, b)])
+        self.b.call(_emulated_tdpbf16ps(self.b.module), [self._tile(tile) for tile in (c, a, b)])
 
     def configure(self) -> None:
         pass
@@ -119,9 +120,11 @@ class SpelledOutTiles:
         pass
 
 
-def _product_function(module: Any) -> Any:
-    """tdpbf16ps as a function of three addresses. In each row: one sum over the even k, one over the odd;
-    both join C at the end."""
+def _emulated_tdpbf16ps(module: Any) -> Any:
+    """Make tdpbf16ps as a function of three addresses.
+
+    In each row there is one sum over the even k and one over the odd; both join C at the end.
+    """
     name = "qwen3np.tdpbf16ps"
     if name in module.globals:
         return module.globals[name]
@@ -151,7 +154,7 @@ def _product_function(module: Any) -> Any:
 
 
 def _half(b: Any, pair: Any, half: int, kind: Any) -> Any:
-    """The lower or upper bfloat16 of 32 bits, as the bits of a float32."""
+    """Widen the lower or upper bfloat16 of 32 bits to the bits of a float32."""
 
     def bits(value: int) -> Any:
         return ir.Constant(kind, [value] * 16 if kind is v16i else value)
@@ -159,11 +162,11 @@ def _half(b: Any, pair: Any, half: int, kind: Any) -> Any:
     return b.and_(pair, bits(0xFFFF0000)) if half else b.shl(pair, bits(16))
 
 
-Tiles: Any = AmxTiles if has_feature("amx-bf16") else SpelledOutTiles
+Tiles: Any = AmxTiles if has_feature("amx-bf16") else EmulatedTiles
 
 
-class Left(NamedTuple):
-    """32 rows of the matrix on the left."""
+class Lhs(NamedTuple):
+    """32 rows of the left-hand side: W, keys or values."""
 
     tiles: Any
     at: int  # flat index
@@ -171,8 +174,8 @@ class Left(NamedTuple):
     parts: int
 
 
-class Right(NamedTuple):
-    """Panels of the operand on the right."""
+class Rhs(NamedTuple):
+    """Panels of the right-hand side, an operand."""
 
     pairs: Any
     at: int
@@ -182,7 +185,7 @@ class Right(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Of each panel 32 rows of float32, one below the other."""
+    """The results: 32 rows of float32 per panel, one below the other."""
 
     rows: Any
     at: int
@@ -190,19 +193,23 @@ class Sums(NamedTuple):
 
 
 def _block(panels: int, passing: bool) -> Any:
-    """A Numba function: 32 rows times one or two panels, summed over `steps` times 32 k. The eight registers
-    hold 2 x 2 sums, and two tiles of each operand. Part i of the left meets the first parts - i of the right:
-    further products are smaller than what is left out.
+    """Make a function of 32 rows times one or two panels, summed over `steps` times 32 k.
 
-    fresh: the sums begin here, else they go on. ahead: the flat index of the weights that come next, `lines`
-    cache lines of which every step asks for. passing: the right operand comes from L2 and is not used again
-    soon.
+    The eight registers hold 2 x 2 sums, and two tiles of each side. Part i of the left-hand side meets the
+    first parts - i of the right-hand side: further products are smaller than what the parts leave out.
+
+    The function takes fresh: the sums begin here, else they go on; and ahead: the flat index of the weights
+    that come next, of which every step prefetches `lines` cache lines.
+
+    Args:
+        panels: one or two.
+        passing: the right-hand side comes from L2 and is not used again soon.
     """
 
     @intrinsic
-    def block(typingctx, fresh, left, right, sums, steps, ahead, lines):
+    def block(typingctx, fresh, lhs, rhs, sums, steps, ahead, lines):
         def codegen(context, b, sig, args):
-            fresh, left, right, sums, steps, ahead, lines = args
+            fresh, lhs, rhs, sums, steps, ahead, lines = args
             tiles = Tiles(b)
 
             def address(operand, index=None):
@@ -220,8 +227,8 @@ def _block(panels: int, passing: bool) -> Any:
                 return base
 
             w, x, c, ahead = address(1), address(2), address(3), address(1, ahead)
-            w_part_step, w_parts = size(left, 2, 2), b.extract_value(left, 3)
-            x_step, x_part_step, x_parts = size(right, 2, 2), size(right, 3, 2), b.extract_value(right, 4)
+            w_part_step, w_parts = size(lhs, 2, 2), b.extract_value(lhs, 3)
+            x_step, x_part_step, x_parts = size(rhs, 2, 2), size(rhs, 3, 2), b.extract_value(rhs, 4)
             c_step = size(sums, 2, 4)
             results = {2 * r + p: moved(c, (c_step, p), (1024, r)) for r in range(2) for p in range(panels)}
             with b.if_else(fresh) as (begin, go_on):
@@ -259,13 +266,13 @@ def _block(panels: int, passing: bool) -> Any:
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(types.boolean, left, right, sums, n, n, n), codegen
+        return types.void(types.boolean, lhs, rhs, sums, n, n, n), codegen
 
     return block
 
 
 def tiled(array: Any) -> bool:
-    """Whether a Numba array type is that of a left operand in tiles: weights, keys or values."""
+    """Tell whether a Numba array type is that of a left-hand side in tiles: weights, keys or values."""
     return array.dtype == types.uint16 and array.ndim >= 5
 
 
@@ -283,8 +290,8 @@ def _state(method: str, text: str) -> Any:
 
 
 # Before the first product of a kernel on this thread, since other libraries have layouts of their own; and
-# after the last, since a thread whose tiles are in use costs the system 8 KB at every switch. `array`: a left
-# operand; nothing happens if it is not in tiles.
+# after the last, since a thread whose tiles are in use costs the system 8 KB at every switch. `array` is a
+# left-hand side; nothing happens if it is not in tiles.
 configure = _state("configure", "Lay out this thread's tile registers.")
 release = _state("release", "Give this thread's tile registers back.")
 
@@ -293,16 +300,16 @@ def _multiply(passing: bool) -> Any:
     one, two = _block(1, passing), _block(2, passing)
 
     @inline
-    def multiply(fresh, left, right, panels, sums, steps, lines):
-        """Sums of 32 rows times `panels` panels, over `steps` times 32 k (see _block)."""
+    def multiply(fresh, lhs, rhs, panels, sums, steps, lines):
+        """Multiply 32 rows by `panels` panels, over `steps` times 32 k (see _block)."""
         for p in range(0, panels, 2):
-            ahead = left.at + steps * 2 * TILE + p // 2 * lines * steps * 32
-            x = Right(right.pairs, right.at + p * right.step, right.step, right.part_step, right.parts)
+            ahead = lhs.at + steps * 2 * TILE + p // 2 * lines * steps * 32
+            x = Rhs(rhs.pairs, rhs.at + p * rhs.step, rhs.step, rhs.part_step, rhs.parts)
             c = Sums(sums.rows, sums.at + p * sums.step, sums.step)
             if p + 1 < panels:
-                two(fresh, left, x, c, steps, ahead, lines)
+                two(fresh, lhs, x, c, steps, ahead, lines)
             else:
-                one(fresh, left, x, c, steps, ahead, lines)
+                one(fresh, lhs, x, c, steps, ahead, lines)
 
     return multiply
 
@@ -312,12 +319,14 @@ multiply_tiles, multiply_passing = _multiply(False), _multiply(True)
 
 @inline
 def rows_of_tiles(w, n, x, panels, c, c_at, c_step):
-    """C[p] = rows 32n to 32n + 31 of W times panel p of x, over the whole of K. While the panels pass one
-    block of the weights, the next is fetched, a few cache lines a step."""
+    """C[p] = rows 32n to 32n + 31 of W times panel p of x, over the whole of K.
+
+    While the panels pass one block of the weights, the next is prefetched, a few cache lines per step.
+    """
     steps, parts, part_step = w.shape[1], x.shape[1], x.shape[2] * x.shape[3]
     lines = LINES // max(1, (panels + 1) // 2)
     sums = Sums(c, c_at, c_step)
     for k in range(0, steps, K_BLOCK):
-        left = Left(w, (n * steps + k) * 2 * TILE, 0, 1)
-        right = Right(x, k * TILE, parts * part_step, part_step, parts)
-        multiply_passing(k == 0, left, right, panels, sums, min(K_BLOCK, steps - k), lines)
+        lhs = Lhs(w, (n * steps + k) * 2 * TILE, 0, 1)
+        rhs = Rhs(x, k * TILE, parts * part_step, part_step, parts)
+        multiply_passing(k == 0, lhs, rhs, panels, sums, min(K_BLOCK, steps - k), lines)

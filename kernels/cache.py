@@ -29,13 +29,14 @@ from .sources import source_hash
 
 logger = logging.getLogger("qwen3np")
 
-# Seconds to wait for a process that compiles the same, before that is said, and before this one compiles too:
-# nothing but the work is lost by it. Without an end, a process that is stopped would hold up all others.
+# Seconds to wait for a process that compiles the same: before that is said, and before this one compiles
+# too, by which nothing but the work is lost. Without an end, a process that is stopped would hold up all
+# others.
 QUIET_WAIT, LONGEST_WAIT = 2, 180
 
 
 class KernelCache(_Cache):
-    """What a Numba dispatcher asks for compiled code, and hands it to."""
+    """Where a Numba dispatcher looks for compiled code, and puts it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._kernel = function.__name__
@@ -45,10 +46,11 @@ class KernelCache(_Cache):
 
     @property
     def cache_path(self) -> str:
+        """The folders, for Numba's statistics."""
         return ", ".join(map(str, cache_files.folders()))
 
     def load_overload(self, types: Any, context: Any) -> Any:
-        """The compiled code, or None: Numba will then compile it."""
+        """Return the compiled code, or None: Numba will then compile it."""
         context.refresh()
         for payload in cache_files.find(self._name(types, context.codegen())):
             try:
@@ -60,17 +62,18 @@ class KernelCache(_Cache):
         return None
 
     def save_overload(self, types: Any, result: Any) -> None:
+        """Keep the compiled code on disk."""
         logger.warning("compiled %s in %.1f s", self._title(), time.perf_counter() - self._start)
         if not result.library.has_dynamic_globals:  # those are addresses of this process
             cache_files.keep(self._name(types, result.library.codegen), dumps(result._reduce()))
 
     def kept(self, types: Any, context: Any) -> bool:
-        """Whether the compiled code lies on disk."""
+        """Tell whether the compiled code lies on disk."""
         return any(True for _ in cache_files.find(self._name(types, context.codegen())))
 
     @contextlib.contextmanager
     def alone(self, types: Any, context: Any) -> Iterator[None]:
-        """One process at a time compiles the same kernel, where the file system has locks."""
+        """Let one process at a time compile, where the file system has locks."""
         if self.kept(types, context):
             yield
             return

@@ -29,12 +29,16 @@ UNUSED_DAYS = 30  # then a kernel, of another version or CPU most likely, is rem
 
 
 def name(kernel: str, digest: str) -> str:
+    """The name of a kernel's file."""
     return f"{kernel}-{digest[:32]}.kernel"
 
 
 def folders() -> list[Path]:
-    """Where to look, the first to be written first: below NUMBA_CACHE_DIR if that is set; the system's place
-    for a user's caches (on Linux $XDG_CACHE_HOME or ~/.cache); a temporary folder of this user's own."""
+    """The folders to look in; the first that can be written is written to.
+
+    They are one below NUMBA_CACHE_DIR, if that is set; the system's place for a user's caches (on Linux
+    $XDG_CACHE_HOME or ~/.cache); and a temporary folder of this user's own.
+    """
     config: Any = numba.config
     places = [Path(config.CACHE_DIR).absolute() / "qwen3np"] if config.CACHE_DIR else []
     with contextlib.suppress(RuntimeError):  # a user without a home
@@ -45,8 +49,7 @@ def folders() -> list[Path]:
 
 
 def find(name: str) -> Iterator[bytes]:
-    """What was kept under this name, in any of the folders. What is damaged or cannot be read is not
-    there."""
+    """Yield what was kept under this name, from any of the folders; not what is damaged or cannot be read."""
     for folder in folders():
         path = folder / name
         try:
@@ -63,8 +66,10 @@ def find(name: str) -> Iterator[bytes]:
 
 
 def keep(name: str, payload: bytes) -> None:
-    """Write the file, in the first folder that takes it. One warning says so if that is not the usual one, or
-    if there is none."""
+    """Write the file into the first folder that takes it.
+
+    A warning, once, says so if that is not the usual one, or if there is none.
+    """
     refused = []
     for folder in folders():
         try:
@@ -81,7 +86,7 @@ def keep(name: str, payload: bytes) -> None:
 
 
 def stored() -> list[tuple[Path, int, int]]:
-    """Folder, number of files and their bytes, for each folder that holds kernels."""
+    """List each folder that holds kernels, with the number of files and their bytes."""
     found = []
     for folder in folders():
         with contextlib.suppress(OSError):
@@ -97,8 +102,10 @@ def _warn(message: str) -> None:
 
 
 def lock(stack: contextlib.ExitStack, seconds: float) -> bool:
-    """Hold the lock of the first folder that can have one until `stack` is left; nothing is held where none
-    can. False if another process still holds it after that time."""
+    """Hold the lock of the first folder that can have one until `stack` is left; none where none can.
+
+    Returns False if another process still holds it after that time.
+    """
     for folder in folders():
         try:
             _make(folder)
@@ -113,8 +120,10 @@ def lock(stack: contextlib.ExitStack, seconds: float) -> bool:
 
 
 def _has_locks(folder: Path) -> bool:
-    """Whether a file that nobody else knows can be locked: some file systems refuse every lock, with the
-    errors that mean "held by another" elsewhere."""
+    """Tell whether a file that nobody else knows can be locked.
+
+    Some file systems refuse every lock, with the errors that mean "held by another" elsewhere.
+    """
     path = folder / f"lock-{uuid.uuid4().hex}"
     try:
         with FileLock(path, timeout=0):
@@ -127,7 +136,7 @@ def _has_locks(folder: Path) -> bool:
 
 
 def _temporary() -> Path | None:
-    """None where no temporary file can be written."""
+    """This user's temporary folder; None where no temporary file can be written."""
     user = f"-{os.geteuid()}" if hasattr(os, "geteuid") else ""
     with contextlib.suppress(OSError):
         return Path(tempfile.gettempdir()) / f"qwen3np{user}"
@@ -144,8 +153,11 @@ def _make(folder: Path) -> None:
 
 
 def _check_trust(folder: Path) -> None:
-    """Anyone may make a folder of this name where temporary files are. One that others can write to would let
-    them run code in this process."""
+    """Raise PermissionError for a temporary folder that is not this user's alone.
+
+    Anyone may make a folder of this name where temporary files are. One that others can write to would let
+    them run code in this process.
+    """
     if folder == _temporary() and hasattr(os, "geteuid"):
         about = folder.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
@@ -171,7 +183,7 @@ def _mark_used(path: Path) -> None:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Files that this package wrote and has not used for a month."""
+    """Remove files that this package wrote and has not used for a month."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             if OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):

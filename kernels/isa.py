@@ -12,17 +12,17 @@ import numba
 from llvmlite import binding
 
 SIMD, AVX2, AVX512_BF16, AMX = "simd", "avx2", "avx512_bf16", "amx"
-# AMX's path with its instructions spelled out in float32: for tests on CPUs without them.
+# AMX's path with its instructions emulated in float32: for tests on CPUs without them.
 AMX_SPELLED_OUT = "amx_spelled_out"
 PATHS = (SIMD, AVX2, AVX512_BF16, AMX, AMX_SPELLED_OUT)
 
-# Registers and instructions are chosen when kernels are imported: so is this process's limit.
+# Registers and instructions are chosen when kernels are imported, and so is this process's limit.
 ONLY_AVX2 = os.environ.get("QWEN3NP_ISA") == AVX2
 
 
 @cache
 def features() -> dict[str, bool]:
-    """LLVM's names of what code of this process may use, and whether the CPU has it."""
+    """LLVM's names of CPU features, and whether code of this process may use them."""
     found = dict(binding.get_host_cpu_features())
     if ONLY_AVX2:
         beyond = (n for n in found if n.startswith(("avx", "amx")) and n not in ("avx", "avx2"))
@@ -36,20 +36,22 @@ if ONLY_AVX2:  # for all that Numba compiles from here on
 
 
 def has_feature(name: str) -> bool:
-    """By LLVM's name: "avx512f", "avx512bf16", "amx-bf16", "neon"."""
+    """Tell whether there is a feature, by LLVM's name: "avx512f", "avx512bf16", "amx-bf16", "neon"."""
     return features().get(name, False)
 
 
 def zen() -> bool:
-    """AMD's Zen, whose vector units can do other things beside two multiply-adds a cycle."""
+    """Tell whether this is AMD's Zen, whose vector units do more than two multiply-adds per cycle."""
     return binding.get_host_cpu_name().startswith("znver")
 
 
 @cache
 def amx_granted() -> bool:
-    """Whether this process may use the tile registers. Linux gives their 8 KB of state on request, once for
-    all threads: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); it refuses where a thread has a signal
-    stack too small to hold them."""
+    """Ask the system for the tile registers, and tell whether this process may use them.
+
+    Linux gives their 8 KB of state on request, once for all threads: arch_prctl(ARCH_REQ_XCOMP_PERM,
+    XFEATURE_XTILEDATA). It refuses where a thread has a signal stack too small to hold them.
+    """
     if not (has_feature("amx-tile") and has_feature("amx-bf16") and sys.platform == "linux"):
         return False
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
@@ -57,18 +59,18 @@ def amx_granted() -> bool:
 
 
 def available() -> list[str]:
-    """The paths that can be asked for on this CPU."""
+    """List the paths that can be asked for on this CPU."""
     return [path for path in PATHS if not _missing(path)]
 
 
 def others() -> list[str]:
-    """The paths with other code than the default's that a process on this CPU can be started with."""
+    """List the paths with other code than the default's that a process on this CPU can be started with."""
     startable = [path for path in PATHS if path == AVX2 or not _missing(path)]
     return [p for p in startable if p != choose("high") and (p != AVX2 or has_feature("avx512f"))]
 
 
 def _missing(path: str) -> str:
-    """What this CPU or system lacks for a path, or ""."""
+    """Say what this CPU or system lacks for a path, or ""."""
     if path == AVX2 and not has_feature("avx2"):
         return "has no avx2"
     if path == AVX2 and has_feature("avx512f"):
@@ -85,16 +87,24 @@ def _missing(path: str) -> str:
 
 
 def choose(matmul_precision: str, bfloat16: bool = True, reproducible: bool = False) -> str:
-    """The instruction path for a precision; the environment variable QWEN3NP_ISA asks for one.
+    """Choose the instruction path for a precision; the environment variable QWEN3NP_ISA asks for one.
 
-    "simd": float32 multiply-adds of any width. "avx2": the same on a CPU with AVX-512, with no instruction
-    beyond AVX2, FMA and F16C. "amx": bfloat16 tiles, one part of the activations for
-    "medium", two for "high", three for "highest". "avx512_bf16": vdpbf16ps, for "medium" only (it multiplies
-    bfloat16 activations); twice the speed of float32 on AMD Zen 4 and 5, but slower than float32 on the Intel
-    CPUs that have it. Both are for bfloat16 checkpoints: others are computed by "simd". ARM has "simd" alone:
-    bfmmla (Neoverse V1, Apple M2 and later), which could do for "medium" what vdpbf16ps does, is for the
-    future. reproducible: a path whose bits are those of every CPU, "simd" or "avx2". Raises ValueError for an
-    unknown path and for one that this CPU or `reproducible` rules out.
+    simd         float32 multiply-adds of any width
+    avx2         the same on a CPU with AVX-512, with no instruction beyond AVX2, FMA and F16C
+    avx512_bf16  vdpbf16ps, for "medium" only, as it multiplies bfloat16 activations: twice the speed of
+                 float32 on AMD Zen 4 and 5, but slower than float32 on the Intel CPUs that have it
+    amx          bfloat16 tiles: an activation is one part for "medium", two for "high", three for "highest"
+
+    The last two are for bfloat16 checkpoints: others are computed by simd. ARM has simd alone: bfmmla
+    (Neoverse V1, Apple M2 and later), which could do for "medium" what vdpbf16ps does, is for the future.
+
+    Args:
+        matmul_precision: "highest", "high" or "medium".
+        bfloat16: the checkpoint's matrices are bfloat16.
+        reproducible: choose a path whose bits are those of every CPU: simd or avx2.
+
+    Raises:
+        ValueError: QWEN3NP_ISA asks for an unknown path, or one that this CPU or `reproducible` rules out.
     """
     asked = os.environ.get("QWEN3NP_ISA", "")
     if asked not in ("", *PATHS):

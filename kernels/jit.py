@@ -1,4 +1,4 @@
-"""Numba, set up for this package: no GIL, compiled once for a machine, never stale."""
+"""Numba, set up for this package: no GIL, compiled once per machine, never stale."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numba import njit
 
 from .cache import KernelCache
 
-# Numba has one lock for all compilation: a child forked while another thread holds it would wait for ever at
-# its first. So a fork waits for ours to end.
+# Numba has one lock for all compilation: a child forked while another thread holds it would wait forever at
+# its first compilation. So a fork waits for ours to end.
 _compiling = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -22,15 +22,16 @@ if hasattr(os, "register_at_fork"):
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """A function that kernels call. Compiled as a part of them, when they are.
+    """Make a function that kernels call: it is compiled with them, as a part of them.
 
-    With no fast math: a kernel writes fma(...) where it wants one. Of a * c - b * s LLVM could fuse either
-    product, and which one depends on the CPU it compiles for."""
+    There is no fast math: a kernel writes fma(...) where it wants one. Of a * c - b * s LLVM could fuse
+    either product, and which one depends on the CPU it compiles for.
+    """
     return njit(nogil=True, error_model="numpy")(function)
 
 
 def entry_point(function: Callable[..., Any]) -> Any:
-    """A kernel that Python calls: kept on disk where a folder can be written."""
+    """Make a kernel that Python calls: its code is kept on disk, where a folder can be written."""
     kernel = inline(function)
     kernel._cache = KernelCache(function)  # as Numba's own `cache=True` does, with its cache
     return kernel
@@ -39,8 +40,13 @@ def entry_point(function: Callable[..., Any]) -> Any:
 def compile_for(kernel: Any, arguments: tuple[Any, ...], variant: str) -> None:
     """Compile `kernel` for the types of `arguments`, or load it from the cache.
 
-    variant: what tells this compilation from others of the kernel, for the line that says what is compiled.
-    Raises ValueError where Numba is told not to compile.
+    Args:
+        kernel: made by entry_point.
+        arguments: of the types that it will be called with.
+        variant: tells this compilation from the kernel's others, in the line that says what is compiled.
+
+    Raises:
+        ValueError: Numba is told not to compile.
     """
     config: Any = numba.config
     if config.DISABLE_JIT:

@@ -1,19 +1,19 @@
 """The keys and values of one layer, where attention.py reads them.
 
-Every text has slots for its keys, from a multiple of 32 on: key t of a text is at slot begin + t. K heads
-of H channels; S slots.
+K heads of H channels; S slots. A sequence's slots begin at a multiple of 32: its key t is at slot begin + t.
+Both arrays are left-hand sides of products, as W is in matmul.py:
 
-    keys      [K, S/16, H, 16]    16 keys side by side, as a left operand of matmul.py
-    values    [K, H'/16, S, 16]   16 channels side by side, another one; H' is H padded to 16
+    keys      [K, S/16, H, 16]      16 keys side by side: a row of scores is a key
+    values    [K, H'/16, S, 16]     16 channels side by side: a row of the result is a channel
 
-For CPUs that multiply pairs of bfloat16 the same in pairs of rows, uint16: elements 2i and 2i + 1 are rows 2r
-and 2r + 1 of column i.
+H' is H padded to 16. For CPUs that multiply pairs of bfloat16 the rows are in pairs, uint16: elements 2i and
+2i + 1 are rows 2r and 2r + 1 of column i.
 
     keys      [K, S/16, H/2, 32]
     values    [K, H'/16, S/2, 32]
 
-For AMX both are left operands in tiles (tiles.py), of as many parts as the queries and the probabilities,
-uint16; H' is H padded to 32:
+For AMX they are tiles (amx.py), uint16, in as many parts as the queries and the probabilities; H' is H padded
+to 32:
 
     keys      [K, S/32, parts, H'/32, 2, 16, 32]
     values    [K, parts, H'/32, S/32, 2, 16, 32]
@@ -28,15 +28,15 @@ from numba.extending import overload
 from .amx import TILE, tiled
 from .jit import inline
 from .norm_rope import norm_rope
-from .panels import put_parts, rest, scatter, store_bfloats, store_columns
+from .panels import bf16_remainder, scatter, store_bfloats, store_columns, store_parts
 from .simd import LANE, both, load, splat
 from .team import share
 
-AT_ONCE = 32  # keys that one tile product sums: a text's keys start at a multiple of it, wherever it stands
+KV_ALIGN = 32  # keys that one tile product sums: a sequence's slots begin at a multiple of it
 
 
 def padded(head_dim: int, tiles: bool) -> int:
-    """H': channels of a head of `values`; in tiles, of `keys` too."""
+    """H': rows of a head of `values`; in tiles, of `keys` too."""
     multiple = 32 if tiles else 16
     return -(-head_dim // multiple) * multiple
 
@@ -44,8 +44,15 @@ def padded(head_dim: int, tiles: bool) -> int:
 def shapes(
     heads: int, slots: int, head_dim: int, parts: int, tiles: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of keys and of values. `slots` is a multiple of 32. parts: of bfloat16, 0 for float32; more than one
-    in tiles only."""
+    """The shapes of the keys and of the values.
+
+    Args:
+        heads: K.
+        slots: S, a multiple of 32.
+        head_dim: H.
+        parts: bfloat16 parts of a value; 0 for float32. More than one is in tiles only.
+        tiles: for AMX.
+    """
     H = padded(head_dim, tiles)
     if tiles:
         groups, H_tiles = slots // 32, H // 32
@@ -58,28 +65,28 @@ def shapes(
 
 
 @inline
-def store_keys_values(
-    kv, panels, first_panel, k_norm, eps, cos, sin, keys, values, slots, thread, num_threads
-):
-    """Keys, normalised and rotated, and values, each to its slot; this thread's share. `kv` [p, 2*K*H, 16]
-    holds the K key heads and then the K value heads of the panels from `first_panel` on; slots [P, 16]
-    float32."""
+def store_keys_values(kv, panels, tokens, k_norm, eps, keys, values, me):
+    """Normalise and rotate the keys of a block, and store keys and values; this thread's share.
+
+    kv [block, >= 2*K*H, 16]: the K key heads of a panel, one below the other, then its K value heads.
+    """
     H, heads = k_norm.size, keys.shape[0]
     to_key, to_value = np.empty(16, np.int64), np.empty(16, np.int64)
-    first, last = share(panels * heads, thread, num_threads)
+    first, last = share(panels.count * heads, me.thread, me.num_threads)
     for task in range(first, last):
         p, head = task // heads, task % heads
         k_at, v_at = (p * kv.shape[1] + head * H) * 16, (p * kv.shape[1] + (heads + head) * H) * 16
-        norm_rope(kv, k_at, k_norm, eps, cos, sin, (first_panel + p) * (H // 2) * 16, kv, k_at)
-        put_head(kv, k_at, v_at, H, keys, values, head, slots[first_panel + p], to_key, to_value)
+        rope_at = (panels.first + p) * (H // 2) * 16
+        norm_rope(kv, k_at, k_norm, eps, tokens.cos, tokens.sin, rope_at, kv, k_at)
+        store_head(kv, k_at, v_at, H, keys, values, head, tokens.slots[panels.first + p], to_key, to_value)
 
 
-def put_head(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
-    """One head of one panel. to_key, to_value: int64 [16], scratch."""
+def store_head(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
+    """Store one head of one panel. to_key, to_value: int64 [16], scratch."""
 
 
-@overload(put_head, jit_options={"nogil": True})
-def _put_head(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
+@overload(store_head, jit_options={"nogil": True})
+def _store_head(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
     if tiled(keys):
 
         def put(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
@@ -93,7 +100,7 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
                     even = odd = splat(np.float32(0))
                     if h < H:
                         even, odd = load(kv, k_at + h * 16), load(kv, k_at + h * 16 + 16)
-                    put_parts(rows, h % 32 * 16, TILE, parts, even, odd)
+                    store_parts(rows, h % 32 * 16, TILE, parts, even, odd)
                 for part in range(parts):
                     store_columns(keys, to_key, (part * steps + step) * 2 * TILE, rows, part * TILE)
             here = load(LANE, 0)
@@ -109,7 +116,7 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
                     for part in range(parts):
                         at = begin + (part * steps + h // 32) * groups * 2 * TILE + h % 32 * 32
                         store_bfloats(values, at, value, mine)
-                        value = rest(value)
+                        value = bf16_remainder(value)
                 lane = end
 
     else:
@@ -130,24 +137,26 @@ def _put_head(kv, k_at, v_at, H, keys, values, head, slots, to_key, to_value):
 
 
 @inline
-def copy_slots(source, source_at, target, target_at, count, thread, num_threads):
-    """`count` slots, a multiple of 32, of (keys, values) to others', from one slot on each; this thread's
-    share. A panel or tile is copied whole: slots beyond a text's last key may get anything."""
+def copy_slots(source, source_at, target, target_at, count, me):
+    """Copy `count` slots of (keys, values), from one slot on each; this thread's share.
+
+    All three are multiples of 32. Slots beyond a sequence's last key are copied too: they may hold anything.
+    """
     heads = source[0].shape[0]
     for i in range(2):
         outer = heads if i == 0 else heads * value_rows(source[1])
         from_groups, to_groups = groups_of(source[0]), groups_of(target[0])
         flat, to_flat = source[i].reshape(source[i].size), target[i].reshape(target[i].size)
         size = flat.size // (outer * from_groups)  # of 32 slots
-        first, last = share(outer, thread, num_threads)
+        first, last = share(outer, me.thread, me.num_threads)
         for o in range(first, last):
-            a, b = o * from_groups + source_at // AT_ONCE, o * to_groups + target_at // AT_ONCE
-            n = count // AT_ONCE * size
+            a, b = o * from_groups + source_at // KV_ALIGN, o * to_groups + target_at // KV_ALIGN
+            n = count // KV_ALIGN * size
             to_flat[b * size : b * size + n] = flat[a * size : a * size + n]
 
 
 def groups_of(keys):
-    """Times 32 slots."""
+    """The number of 32-slot groups in `keys`."""
 
 
 @overload(groups_of, jit_options={"nogil": True})
@@ -158,7 +167,7 @@ def _groups_of(keys):
 
 
 def value_rows(values):
-    """Blocks of a head of `values` that lie in front of its slots."""
+    """The number of channel blocks that one head has in `values`."""
 
 
 @overload(value_rows, jit_options={"nogil": True})

@@ -1,16 +1,16 @@
 """y^T = W x^T on panels of 16 tokens.
 
-W   checkpoint matrix [N, K], packed once as w[N/16, K/2, 16, 2]: 16 rows side by side, in pairs along K, so
-    that a row block is one sequential stream. bfloat16 bits (uint16); or float32 [N/16, K, 16] where the
-    checkpoint is not bfloat16.
-x   operand panels: float32 [P, K, 16], or bfloat16 pairs [P, K/2, 32] (uint16) for CPUs that multiply those.
-y   float32 panels [P, N, 16].
+    W   a matrix [N, K] of the checkpoint, packed once as w[N/16, K/2, 16, 2], bfloat16 bits (uint16): 16 rows
+        side by side, in pairs along K, so that the micro-kernel reads one sequential stream; float32
+        [N/16, K, 16] where the checkpoint is not bfloat16
+    x   an operand: float32 [P, K, 16], or for CPUs that multiply bfloat16, pairs [P, K/2, 32] (uint16)
+    y   float32 panels [P, N, 16]
 
-For AMX, w and x are tiles: see tiles.py.
+N and K are padded to 32, with zeros. For AMX, w and x have other layouts: see amx.py.
 
-Each result is a sum, in order, of chains of CHAIN fused multiply-adds over k = 0, 1, 2, ..., whatever the
-block it is computed in: a token's result is the same bits in any company. N and K are padded to 32, with
-zeros.
+Each result is a blocked sum: SUM_BLOCK fused multiply-adds over k = 0, 1, 2, ... at a time, whose sums are
+added in order. It does not depend on the register block it is computed in: a token's result has the same
+bits in any company.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from .amx import TILE, configure, release, rows_of_tiles, tiled
 from .isa import has_feature, zen
 from .jit import inline
 from .micro_kernel import kind_of, panels_at_once, product
-from .panels import ROWS, put_rows, silu
+from .panels import ROWS, silu, store_rows
 from .simd import i64, load, pointer, store, v16, v16i, vector_load, vector_store
 from .team import share
 
-# Intel's AVX-512 widens on the two ports of its multiply-adds: 126 to 140 GFLOP/s in registers, 187 from
-# float32 (Sapphire Rapids, two threads). There, from WIDEN_FROM panels on, 16 rows of W are widened once for
-# up to WIDEN_FOR panels: a fiftieth of their work. AMD has other ports for it, and loses 8 % to the traffic.
+# Intel's AVX-512 widens bfloat16 on the two ports of its multiply-adds: 126 to 140 GFLOP/s where it is done
+# in registers, 187 from float32 (Sapphire Rapids, two threads). There, from WIDEN_FROM panels on, 16 rows
+# of W are widened once for up to WIDEN_FOR panels: a fiftieth of their work. AMD has other ports for it,
+# and would lose 8 % to the traffic.
 WIDENS = has_feature("avx512f") and not zen()
 WIDEN_FROM, WIDEN_FOR = 3, 6
 
 
 @intrinsic
 def widen_pairs(typingctx, w, w_at, wide, at):
-    """Two rows of float32 of sixteen bfloat16 pairs."""
+    """Widen 16 bfloat16 pairs to two rows of float32."""
 
     def codegen(context, b, sig, args):
         w, w_at, wide, at = args
@@ -54,8 +55,10 @@ def widen_pairs(typingctx, w, w_at, wide, at):
 
 
 def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
-    """A kernel function for the Numba types of W and x: 16 rows of W, tile n, times `panels` panels of x, at
-    flat indexes. scratch: float32 values for 16 rows of W, from wide_at on."""
+    """Make a function for the Numba types of W and x: tile n of W, 16 rows, times `panels` panels of x.
+
+    It takes flat indexes of x and y, and scratch: room for 16 widened rows of W from wide_at on.
+    """
     multiply = product(mode, kind_of(w, x))
 
     @inline
@@ -91,80 +94,93 @@ def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
 
 
 def panels_together(w: Any, x: Any) -> Any:
-    """How many of the `left` panels pass all rows of W together: what stays in L2 while W streams past."""
+    """Make a function: how many of the remaining panels pass all rows of W together.
+
+    Their x stays in L2 while W streams past.
+    """
     if kind_of(w, x) == "pairs" and WIDENS:
-        return inline(lambda left: min(WIDEN_FOR, left))
+        return inline(lambda remaining: min(WIDEN_FOR, remaining))
     return panels_at_once
 
 
-def matmul(w, x, y, y_panel, panels, scratch, thread, num_threads):
-    """y[y_panel + p] = W x[p] for p < panels; this thread's share of the rows."""
+# The next three get their bodies from @overload, below: README.md, "Functions without a body".
 
 
-def matmul_add(w, x, y, y_panel, panels, scratch, thread, num_threads):
-    """y[y_panel + p] += W x[p]. The sum over k is formed first and added once: added one by one to a residual
-    near 5700, each product would be rounded to 2^-11."""
+def matmul(w, x, y, panels, scratch, me):
+    """y[panels.first + p] = W x[p]; this thread's share of the rows of W."""
 
 
-def matmul_swiglu(w, x, y, panels, scratch, thread, num_threads):
-    """y[p] = silu(gate x[p]) * (up x[p]), an operand. W holds gate and up in turns, 16 rows of each."""
+def matmul_add(w, x, y, panels, scratch, me):
+    """y[panels.first + p] += W x[p]; this thread's share of the rows of W.
+
+    The sum over k is formed first and added once: added one by one to a residual near 5700, each product
+    would be rounded to 2^-11.
+    """
+
+
+def matmul_swiglu(w, x, y, count, scratch, me):
+    """y[p] = silu(gate x[p]) * (up x[p]) for `count` panels, as an operand; this thread's share of the rows.
+
+    W holds gate and up in turns, 16 rows of each.
+    """
 
 
 RESULTS = WIDEN_FOR * 2 * TILE  # float32 values of scratch for 32 rows of each panel
 
 
 def scratch_size(panels: int, K: int) -> int:
-    """float32 values of scratch that a thread needs for `panels` panels of up to K rows at a time."""
+    """The float32 values of scratch that a thread needs, for `panels` panels of up to K rows at a time."""
     return max(panels * 2 * TILE, RESULTS + K * ROWS)
 
 
-def _whole(mode: str, w: Any, x: Any) -> Any:
-    """All rows of W (this thread's share) times all panels."""
+def macro_kernel(mode: str, w: Any, x: Any) -> Any:
+    """Make a function: this thread's rows of W times all panels, micro-kernel by micro-kernel."""
     multiply, together = rows_times_panels(mode, w, x), panels_together(w, x)
 
-    def whole(w, x, y, y_panel, panels, scratch, thread, num_threads):
-        first, last = share(w.shape[0], thread, num_threads)
+    def product(w, x, y, panels, scratch, me):
+        first, last = share(w.shape[0], me.thread, me.num_threads)
         x_step, y_step = x.shape[1] * x.shape[2], y.shape[1] * 16
         p = 0
-        while p < panels:
-            take = together(panels - p)
+        while p < panels.count:
+            take = together(panels.count - p)
             for n in range(first, last):
-                y_at = (y_panel + p) * y_step + n * ROWS * 16
+                y_at = (panels.first + p) * y_step + n * ROWS * 16
                 multiply(w, n, x, p * x_step, x_step, y, y_at, y_step, take, scratch, RESULTS)
             p += take
 
-    return whole
+    return product
 
 
 @overload(matmul, jit_options={"nogil": True})
-def _matmul(w, x, y, y_panel, panels, scratch, thread, num_threads):
+def _matmul(w, x, y, panels, scratch, me):
     if not tiled(w):
-        return _whole("store", w, x)
+        return macro_kernel("store", w, x)
 
-    def whole(w, x, y, y_panel, panels, scratch, thread, num_threads):
-        first, last = share(w.shape[0], thread, num_threads)
+    def product(w, x, y, panels, scratch, me):
+        first, last = share(w.shape[0], me.thread, me.num_threads)
         y_step = y.shape[1] * 16
         configure(w)
         for n in range(first, last):
-            rows_of_tiles(w, n, x, panels, y, y_panel * y_step + n * 2 * ROWS * 16, y_step)
+            y_at = panels.first * y_step + n * 2 * ROWS * 16
+            rows_of_tiles(w, n, x, panels.count, y, y_at, y_step)
         release(w)
 
-    return whole
+    return product
 
 
 @overload(matmul_add, jit_options={"nogil": True})
-def _matmul_add(w, x, y, y_panel, panels, scratch, thread, num_threads):
+def _matmul_add(w, x, y, panels, scratch, me):
     if not tiled(w):
-        return _whole("add", w, x)
+        return macro_kernel("add", w, x)
 
-    def add(w, x, y, y_panel, panels, scratch, thread, num_threads):
-        first, last = share(w.shape[0], thread, num_threads)
+    def add(w, x, y, panels, scratch, me):
+        first, last = share(w.shape[0], me.thread, me.num_threads)
         step = 2 * ROWS * 16
         configure(w)
         for n in range(first, last):
-            rows_of_tiles(w, n, x, panels, scratch, 0, step)
-            for p in range(panels):
-                y_at = (y_panel + p) * y.shape[1] * 16 + n * step
+            rows_of_tiles(w, n, x, panels.count, scratch, 0, step)
+            for p in range(panels.count):
+                y_at = (panels.first + p) * y.shape[1] * 16 + n * step
                 for i in range(0, step, 16):
                     store(y, y_at + i, load(y, y_at + i) + load(scratch, p * step + i))
         release(w)
@@ -173,46 +189,48 @@ def _matmul_add(w, x, y, y_panel, panels, scratch, thread, num_threads):
 
 
 @overload(matmul_swiglu, jit_options={"nogil": True})
-def _matmul_swiglu(w, x, y, panels, scratch, thread, num_threads):
+def _matmul_swiglu(w, x, y, count, scratch, me):
     if tiled(w):
 
-        def swiglu(w, x, y, panels, scratch, thread, num_threads):
-            first, last = share(w.shape[0], thread, num_threads)
+        def swiglu(w, x, y, count, scratch, me):
+            first, last = share(w.shape[0], me.thread, me.num_threads)
             configure(w)
             for n in range(first, last):
-                rows_of_tiles(w, n, x, panels, scratch, 0, 2 * ROWS * 16)
-                put_swiglu(scratch, panels, y, 0, n)
+                rows_of_tiles(w, n, x, count, scratch, 0, 2 * ROWS * 16)
+                swiglu_epilogue(scratch, count, y, 0, n)
             release(w)
 
         return swiglu
 
     multiply, together = rows_times_panels("store", w, x), panels_together(w, x)
 
-    def whole(w, x, y, panels, scratch, thread, num_threads):
-        first, last = share(w.shape[0] // 2, thread, num_threads)
+    def swiglu(w, x, y, count, scratch, me):
+        first, last = share(w.shape[0] // 2, me.thread, me.num_threads)
         x_step, s_step = x.shape[1] * x.shape[2], 2 * ROWS * 16
         p = 0
-        while p < panels:
-            take = together(panels - p)
+        while p < count:
+            take = together(count - p)
             for n in range(first, last):
                 for half in range(2):  # gate, then up
                     s_at = half * ROWS * 16
                     multiply(
                         w, 2 * n + half, x, p * x_step, x_step, scratch, s_at, s_step, take, scratch, RESULTS
                     )
-                put_swiglu(scratch, take, y, p, n)
+                swiglu_epilogue(scratch, take, y, p, n)
             p += take
 
-    return whole
+    return swiglu
 
 
 @inline
-def put_swiglu(scratch, take, y, panel, n):
-    """Rows 16n to 16n + 15 of y's panels from `panel` on: scratch holds 16 rows of gate x and 16 of up x for
-    each."""
+def swiglu_epilogue(scratch, take, y, panel, n):
+    """Write rows 16n to 16n + 15 of y's panels from `panel` on.
+
+    For each panel, scratch holds 16 rows of gate x, then 16 of up x.
+    """
     for q in range(take):
         for i in range(0, ROWS, 2):
             gate, up = (q * 2 * ROWS + i) * 16, (q * 2 * ROWS + ROWS + i) * 16
             even = silu(load(scratch, gate)) * load(scratch, up)
             odd = silu(load(scratch, gate + 16)) * load(scratch, up + 16)
-            put_rows(y, panel + q, n * ROWS + i, even, odd)
+            store_rows(y, panel + q, n * ROWS + i, even, odd)

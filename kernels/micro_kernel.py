@@ -4,9 +4,18 @@ Its loop over k is plain Python. What it works on is a register block: rows x pa
 many registers as the CPU needs for them, as a tuple that LLVM keeps there. Each step of k adds the outer
 product of a column of W and a row of every panel: rows + panels loads for rows * panels multiply-adds.
 
-kind "pairs": W bfloat16 pairs as packed, x float32. "float32": both float32. "dot": both bfloat16 pairs, by
-the CPU's vdpbf16ps.
-mode "store": y = the sum. "add": y += the sum. "continue": the sum begins with y.
+    kind        W                 x                 multiplied by
+    float32     float32           float32           float32 multiply-adds
+    pairs       bfloat16 pairs    float32           the same, W widened on the way
+    dot         bfloat16 pairs    bfloat16 pairs    vdpbf16ps
+
+    mode        y at the end
+    store       the sum
+    add         y + the sum
+    continue    the sum, which began with y
+
+The terms are those of BLIS (Van Zee and van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS
+Functionality", ACM TOMS 41(3), 2015).
 """
 
 from __future__ import annotations
@@ -24,17 +33,17 @@ from .jit import inline
 from .panels import ROWS
 from .simd import broadcast, f32, i8, i32, i64, llvm, pointer, v32b, vector_load, vector_store
 
-# Bytes: at 16 tokens the weights come from memory at 13 GB/s a core with this, and at 6 without.
+# Bytes ahead: at 16 tokens the weights come from memory at 13 GB/s per core with this, and at 6 without.
 PREFETCH = 8192
-# Products summed in one chain before they join the total: a single chain over K = 3072 would more than double
-# the error of the final vector (5e-7 against 2e-7).
-CHAIN = 128
+# Products that are summed before their sum joins the total (blocked summation): one sum over K = 3072 would
+# more than double the error of the final vector (5e-7 against 2e-7).
+SUM_BLOCK = 128
 REGISTER = 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 4  # float32: AVX-512, AVX2, NEON
-# Panels that a block takes -> rows of W that it takes: what fits into the registers.
+# Panels of a register block -> its rows of W: what fits into the registers.
 #   AVX-512, 32 registers: 8 x 3 sums, 6 of x (two halves of pairs), a mask, a weight
 #   AVX2, 16 registers: 6 x 2 sums (a panel is two registers), 2 of x, a mask, a weight
 #   NEON, 32 registers: 6 x 4 sums, 4 of x, 2 of four weights as packed, 1 or 2 of four widened
-# Eight sums just cover the latency of a multiply-add: 4 cycles, with two begun in each (NEON: up to four).
+# Eight sums just cover the latency of a multiply-add: 4 cycles, with two started in each (NEON: up to four).
 BLOCK_ROWS = {1: 16, 2: 8, 3: 8} if has_feature("avx512f") else {1: 6}
 MAX_PANELS = max(BLOCK_ROWS)
 
@@ -56,7 +65,7 @@ register = RegisterType()
 
 
 class RegisterBlock(NamedTuple):
-    """Functions on the sums of one shape and kind, a tuple of registers."""
+    """The functions on the sums of one shape and kind, a tuple of registers."""
 
     zero: Any  # () -> sums
     load: Any  # (y, y_at, y_step) -> sums
@@ -67,13 +76,13 @@ class RegisterBlock(NamedTuple):
 
 @cache
 def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
-    """The functions on a block of `rows` rows, a row being 16 / REGISTER registers of every panel."""
+    """Make the functions on `rows` rows of sums; a row is 16 / REGISTER registers of every panel."""
     columns = [(p, i) for p in range(panels) for i in range(0, 16, REGISTER)]
     count = rows * len(columns)
     block = types.UniTuple(register, count)
 
     def addresses(context, b, array_type, array, at, step):
-        """Where the columns are in panels that are `step` apart."""
+        """The addresses of the columns, in panels that are `step` apart."""
         base = pointer(context, b, array_type, array, at)
         offsets = (b.add(b.mul(step, ir.Constant(i64, p)), ir.Constant(i64, i)) for p, i in columns)
         return [b.gep(base, [offset]) for offset in offsets]
@@ -137,15 +146,18 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
                 else:
                     weight = one_weight(b, w, r, half, upper)
                 for i, x_c in enumerate(x_rows[half], r * len(columns)):
-                    sums[i] = product(b, weight, x_c, sums[i])
+                    sums[i] = multiply_add(b, weight, x_c, sums[i])
             return context.make_tuple(b, block, sums)
 
         return block(block, w, types.intp, x, types.intp, types.intp), codegen
 
     def four_weights(b, w, r, half, upper):
-        """The weights of rows r to r + 3, widened together: NEON multiplies by a lane of a register, and a
-        step takes 1.3 instructions a multiply-add (with a load to all lanes for each weight 2, and on many
-        CPUs spills). Behind the block's last row are others of the 16."""
+        """The weights of rows r to r + 3, widened together.
+
+        NEON multiplies by a lane of a register: a step takes 1.3 instructions per multiply-add. With a load
+        to all lanes for each weight it would take 2, and on many CPUs spill. Behind the block's last row
+        are others of the 16.
+        """
         place = b.gep(w, [ir.Constant(i64, r * (1 if kind == "float32" else 2))])
         words = vector_load(b, place, ir.VectorType(i32, 4))
         if kind == "pairs":
@@ -153,9 +165,13 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
         return b.bitcast(words, vector)
 
     def one_weight(b, w, r, half, upper):
-        """The weight of row r, or its pair, in all lanes. A bfloat16 is the upper half of a float32: read so
-        that it is, clear the lower half. (One load and a shift for the other of the pair would keep eight
-        more registers alive, and spill them; but where registers are free, loads are what bounds the block.)
+        """The weight of row r, or its pair, in all lanes.
+
+        A bfloat16 is the upper half of a float32: load the four bytes in which it is the upper half, and
+        clear the lower. For the first weight in memory they begin two bytes in front of it (GUARD_BYTES
+        in runtime/packed_weights.py). One load, and a shift for the other of the pair, would keep eight
+        more registers alive, and spill them; where registers are free, loads are what bounds the block,
+        and that is done.
         """
 
         def loaded(offset, element, align):
@@ -170,7 +186,7 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
             return b.bitcast(b.shl(loaded(2 * r, i32, 2), ir.Constant(upper.type, [16] * REGISTER)), vector)
         return b.bitcast(b.and_(loaded(2 * r + half - 1, i32, 2), upper), vector)
 
-    def product(b, weight, x, total):
+    def multiply_add(b, weight, x, total):
         if kind == "dot":
             return llvm(b, "llvm.x86.avx512bf16.dpbf16ps.512", total, x, weight)
         return llvm(b, f"llvm.fma.v{REGISTER}f32", weight, x, total)
@@ -179,9 +195,11 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
 
 
 def opaque_mask(b: Any, bits: int) -> Any:
-    """A vector constant that LLVM cannot see through. If it could, it would turn "load to all lanes and
-    mask", one instruction, into a scalar load, a blend and a broadcast, on the ports that the multiply-adds
-    need."""
+    """Make a vector constant that LLVM cannot see through.
+
+    If it could, it would turn "load to all lanes and mask", one instruction, into a scalar load, a blend
+    and a broadcast, on the ports that the multiply-adds need.
+    """
     name = f"qwen3np.mask.{bits:x}"
     if name not in b.module.globals:
         kind = ir.VectorType(i32, REGISTER)
@@ -193,7 +211,7 @@ def opaque_mask(b: Any, bits: int) -> Any:
 
 
 def prefetch(b: Any, address: Any, distance: int) -> None:
-    """Ask for the cache line `distance` bytes ahead; past the end of an array it is no fault."""
+    """Prefetch the cache line `distance` bytes ahead; past the end of an array it is not a fault."""
     ahead = b.gep(b.bitcast(address, i8.as_pointer()), [ir.Constant(i64, distance)])
     hint = ir.FunctionType(ir.VoidType(), [ahead.type, i32, i32, i32])
     read_to_l1 = [ir.Constant(i32, n) for n in (0, 3, 1)]
@@ -201,20 +219,30 @@ def prefetch(b: Any, address: Any, distance: int) -> None:
 
 
 @cache
-def micro_kernel(rows: int, panels: int, mode: str, kind: str, chain: int) -> Any:
-    """A kernel function: `rows` rows of W times `panels` panels. w_step: elements of W from step to step of
-    k; chain: products summed before they join the total."""
+def micro_kernel(rows: int, panels: int, mode: str, kind: str, sum_block: int) -> Any:
+    """Make the micro-kernel of one shape: `rows` rows of W times `panels` panels.
+
+    Args:
+        rows: of W.
+        panels: of x and y.
+        mode: "store", "add" or "continue".
+        kind: "pairs", "float32" or "dot".
+        sum_block: products that are summed before their sum joins the total.
+
+    The function takes arrays, flat indexes into them, and steps: w_step elements of W from one k to the next,
+    x_step and y_step from panel to panel; `steps` is the number of k, or of pairs of k.
+    """
     zero, load, add_products, add, store = register_block(rows, panels, kind)
     x_width = 16 if kind == "float32" else 32  # elements of a panel of x that one step consumes
-    chain_steps = chain if kind == "float32" else chain // 2
+    block_steps = sum_block if kind == "float32" else sum_block // 2
 
     @inline
     def multiply(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
         before = zero() if mode == "store" else load(y, y_at, y_step)
         total = before if mode == "continue" else zero()
-        for first in range(0, steps, chain_steps):
+        for first in range(0, steps, block_steps):
             sums = zero()
-            for k in range(first, min(first + chain_steps, steps)):
+            for k in range(first, min(first + block_steps, steps)):
                 sums = add_products(sums, w, w_at + k * w_step, x, x_at + k * x_width, x_step)
             total = add(total, sums)
         store(add(before, total) if mode == "add" else total, y, y_at, y_step)
@@ -223,12 +251,12 @@ def micro_kernel(rows: int, panels: int, mode: str, kind: str, chain: int) -> An
 
 
 @cache
-def sixteen_rows(panels: int, mode: str, kind: str, chain: int) -> Any:
-    """Micro-kernels of as many rows as the registers hold, and one of what is left."""
+def sixteen_rows(panels: int, mode: str, kind: str, sum_block: int) -> Any:
+    """Make a function of 16 rows: micro-kernels of as many rows as the registers hold, then of the rest."""
     rows = BLOCK_ROWS[panels]
     left = ROWS % rows
-    block = micro_kernel(rows, panels, mode, kind, chain)
-    last = micro_kernel(left or rows, panels, mode, kind, chain)
+    block = micro_kernel(rows, panels, mode, kind, sum_block)
+    last = micro_kernel(left or rows, panels, mode, kind, sum_block)
     width = 1 if kind == "float32" else 2  # elements of W from row to row
 
     @inline
@@ -243,16 +271,16 @@ def sixteen_rows(panels: int, mode: str, kind: str, chain: int) -> Any:
 
 
 @inline
-def panels_at_once(left):
-    """How many of the `left` panels the next block takes: three, but of four two and two."""
-    if MAX_PANELS == 1 or left == 1:
+def panels_at_once(remaining):
+    """The panels of the next micro-kernel call: 3, except that 4 are split 2 + 2."""
+    if MAX_PANELS == 1 or remaining == 1:
         return 1
-    return 3 if left == 3 or left > 4 else 2
+    return 3 if remaining == 3 or remaining > 4 else 2
 
 
-def product(mode: str, kind: str, chain: int = CHAIN) -> Any:
-    """A kernel function: 16 rows of W times `take` panels (see panels_at_once)."""
-    one, two, three = (sixteen_rows(min(take, MAX_PANELS), mode, kind, chain) for take in (1, 2, 3))
+def product(mode: str, kind: str, sum_block: int = SUM_BLOCK) -> Any:
+    """Make a function of 16 rows of W times `take` panels (see panels_at_once)."""
+    one, two, three = (sixteen_rows(min(take, MAX_PANELS), mode, kind, sum_block) for take in (1, 2, 3))
 
     @inline
     def multiply(take, w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
@@ -267,7 +295,7 @@ def product(mode: str, kind: str, chain: int = CHAIN) -> Any:
 
 
 def kind_of(w: Any, x: Any) -> str:
-    """The kind for the Numba types of the two operands."""
+    """The kind, from the Numba types of the two operands."""
     if w.dtype == types.float32:
         return "float32"
     return "pairs" if x.dtype == types.float32 else "dot"

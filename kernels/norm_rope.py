@@ -1,6 +1,6 @@
 """RMSNorm and RoPE on panels: sums run over rows, so every lane (token) is by itself.
 
-rms_norm: x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467). RoPE: channel pair (i, i + H/2) rotated by
+RMSNorm: x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467). RoPE: channel pair (i, i + H/2) is rotated by
 the token's angle i (arXiv:2104.09864); cos and sin are panels [P, H/2, 16].
 """
 
@@ -9,15 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import inline
-from .panels import put_rows
+from .panels import store_rows
 from .simd import fma, load, negative, splat, sqrt, store
 from .team import share
 
 
 @inline
 def inverse_rms(x, at, size, eps):
-    """1 / sqrt(mean(x^2) + eps) of `size` rows from the flat index `at`, for each lane. Four sums side by
-    side: the additions overlap, and the error of 1024 of them is that of 256."""
+    """1 / sqrt(mean(x^2) + eps) of `size` rows from the flat index `at` on, per lane.
+
+    Four sums side by side: the additions overlap, and the error of 1024 of them is that of 256.
+    """
     s0 = s1 = s2 = s3 = splat(np.float32(0))
     d = 0
     while d + 4 <= size:
@@ -34,26 +36,28 @@ def inverse_rms(x, at, size, eps):
 
 
 @inline
-def rms_norm(x, first_panel, panels, weight, eps, out, thread, num_threads):
-    """out[p] = rms_norm(x[first_panel + p]) for p < panels, as an operand; this thread's share. out may have
-    more rows than `weight` has entries: those stay as they are. With first_panel 0 `out` may be `x`."""
+def rms_norm(x, panels, weight, eps, out, me):
+    """out[p] = rms_norm(x[panels.first + p]), as an operand; this thread's share of the panels.
+
+    Rows of `out` beyond `weight` stay as they are. Where panels.first is 0, `out` may be `x`.
+    """
     size = weight.size
-    first, last = share(panels, thread, num_threads)
+    first, last = share(panels.count, me.thread, me.num_threads)
     for p in range(first, last):
-        at = (first_panel + p) * x.shape[1] * 16
+        at = (panels.first + p) * x.shape[1] * 16
         scale = inverse_rms(x, at, size, eps)
         for d in range(0, size - 1, 2):
             even = load(x, at + d * 16) * scale * splat(weight[d])
             odd = load(x, at + d * 16 + 16) * scale * splat(weight[d + 1])
-            put_rows(out, p, d, even, odd)
+            store_rows(out, p, d, even, odd)
         if size % 2:
             last_row = load(x, at + (size - 1) * 16) * scale * splat(weight[size - 1])
-            put_rows(out, p, size - 1, last_row, splat(np.float32(0)))
+            store_rows(out, p, size - 1, last_row, splat(np.float32(0)))
 
 
 @inline
 def norm_rope(x, x_at, weight, eps, cos, sin, rope_at, out, out_at):
-    """One head of one panel: rms_norm over its H rows, then RoPE. `out` may be `x`."""
+    """RMSNorm over the H rows of one head of one panel, then RoPE. `out` may be `x`."""
     half = weight.size // 2
     scale = inverse_rms(x, x_at, weight.size, eps)
     for i in range(half):
@@ -65,13 +69,16 @@ def norm_rope(x, x_at, weight, eps, cos, sin, rope_at, out, out_at):
 
 
 @inline
-def norm_rope_queries(q, panels, rope_panel, q_norm, eps, cos, sin, thread, num_threads):
-    """Normalise and rotate the query heads of `panels` panels in place: q [P, >= N*H, 16], heads one below
-    the other."""
+def norm_rope_queries(q, panels, tokens, q_norm, eps, me):
+    """Normalise and rotate the query heads of a block in place; this thread's share.
+
+    q [block, >= N*H, 16]: the heads of a panel, one below the other.
+    """
     H = q_norm.size
     heads = q.shape[1] // H
-    first, last = share(panels * heads, thread, num_threads)
+    first, last = share(panels.count * heads, me.thread, me.num_threads)
     for task in range(first, last):
         p, head = task // heads, task % heads
         at = (p * q.shape[1] + head * H) * 16
-        norm_rope(q, at, q_norm, eps, cos, sin, (rope_panel + p) * (H // 2) * 16, q, at)
+        rope_at = (panels.first + p) * (H // 2) * 16
+        norm_rope(q, at, q_norm, eps, tokens.cos, tokens.sin, rope_at, q, at)

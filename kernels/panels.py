@@ -2,27 +2,32 @@
 
 Token t is lane t % 16 of panel t // 16.
 
-An operand is what a matmul reads: float32 panels, or for CPUs that multiply bfloat16, pairs of rows [P, D/2,
-32] (uint16) whose elements 2l and 2l + 1 are rows 2d and 2d + 1 of lane l; for AMX one or more of those, the
-parts [P, parts, D/2, 32] whose sum is the float32 value.
+An operand is what a matmul reads, in one of three forms:
+
+    float32     [P, D, 16]              the panels themselves
+    pairs       [P, D/2, 32]            bfloat16 (uint16): elements 2l, 2l + 1 are rows 2d, 2d + 1 of lane l
+    parts       [P, parts, D/2, 32]     for AMX: pairs, whose sum over the parts is the float32 value
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
 
 from .jit import inline
 from .simd import (
     constant,
     exp,
+    f32x16,
     i32,
-    lanes,
     load,
-    mask,
+    mask16,
     pointer,
     round_to_bfloat16,
     select,
@@ -38,72 +43,92 @@ from .simd import (
 ROWS = 16  # of a weight matrix, side by side in the packed layout
 
 
+class Panels(NamedTuple):
+    """A range of panels: [first, first + count) of the packed batch, [0, count) of a block's own arrays."""
+
+    first: int
+    count: int  # type: ignore[assignment]  # and not tuple.count
+
+
+class Tokens(NamedTuple):
+    """Where the tokens of a packed batch are, panel by panel."""
+
+    cos: NDArray[Any]  # [P, H/2, 16] of each lane's position in its sequence
+    sin: NDArray[Any]
+    slots: NDArray[Any]  # [P, 16] of each lane's key and value; float32, to compare with lanes: exact to 2^24
+    starts: NDArray[Any]  # [P + 1]: panel p has segments[starts[p] : starts[p + 1]], one per sequence in it
+    segments: NDArray[Any]  # [n, 4]: slot of the sequence's first key, of its last + 1; first lane, last + 1
+
+
 @inline
 def silu(x):
-    """x * sigmoid(x); replaces reference.silu."""
+    """x * sigmoid(x): reference.silu."""
     one = splat(np.float32(1))
     return x / (one + exp(splat(np.float32(0)) - x))
 
 
 @intrinsic
 def pairs(typingctx, even, odd):
-    """Two rows as 32 bfloat16, rounded to nearest even, one of each row in turns: 32 bits a lane."""
+    """Round two rows to bfloat16, to nearest even, and interleave them: 32 bits per lane."""
 
     def codegen(context, b, sig, args):
         even, odd = (round_to_bfloat16(b, x) for x in args)
         order = ir.Constant(ir.VectorType(i32, 32), [i // 2 + 16 * (i % 2) for i in range(32)])
         return b.bitcast(b.shuffle_vector(even, odd, order), v16)
 
-    return lanes(lanes, lanes), codegen
+    return f32x16(f32x16, f32x16), codegen
 
 
 @intrinsic
-def rest(typingctx, x):
-    """What rounding x to bfloat16 leaves: exact, and zero where x is not finite (there is nothing to add)."""
+def bf16_remainder(typingctx, x):
+    """What rounding x to bfloat16 leaves: exact, and zero where x is not finite (nothing is to be added)."""
 
     def codegen(context, b, sig, args):
         left = b.fsub(args[0], widen_bfloat16(b, round_to_bfloat16(b, args[0])))
         return b.select(b.fcmp_ordered("ord", left, left), left, constant(0.0))
 
-    return lanes(lanes), codegen
+    return f32x16(f32x16), codegen
 
 
 @intrinsic
 def rounded(typingctx, x):
-    """The nearest bfloat16, of two the larger in size: two operations on integers, if x is finite."""
+    """Round a finite x to the nearest bfloat16, a tie away from zero: two operations on integers."""
 
     def codegen(context, b, sig, args):
         bits = b.add(b.bitcast(args[0], v16i), ir.Constant(v16i, [0x8000] * 16))
         return b.bitcast(b.and_(bits, ir.Constant(v16i, [0xFFFF0000] * 16)), v16)
 
-    return lanes(lanes), codegen
+    return f32x16(f32x16), codegen
 
 
 @intrinsic
 def pairs_of_rounded(typingctx, even, odd):
-    """pairs() of numbers that are bfloat16 already."""
+    """Interleave two rows as pairs() does, of numbers that are bfloat16 already."""
 
     def codegen(context, b, sig, args):
         even, odd = (b.bitcast(x, v16i) for x in args)
         return b.bitcast(b.or_(odd, b.lshr(even, ir.Constant(v16i, [16] * 16))), v16)
 
-    return lanes(lanes, lanes), codegen
+    return f32x16(f32x16, f32x16), codegen
 
 
 @inline
-def put_parts(array, index, step, parts, even, odd):
-    """Two rows as bfloat16 pairs at the flat index, each further part `step` behind."""
+def store_parts(array, index, step, parts, even, odd):
+    """Write two rows as bfloat16 pairs at a flat index, each further part `step` behind the last.
+
+    Each part is what those before it left, rounded: split bfloat16, bf16x2 or bf16x3 (arXiv:1904.06376).
+    """
     for part in range(parts):
         store(array, index + part * step, pairs(even, odd))
-        even, odd = rest(even), rest(odd)
+        even, odd = bf16_remainder(even), bf16_remainder(odd)
 
 
-def put_rows(operand, panel, row, even, odd):
+def store_rows(operand, panel, row, even, odd):
     """Write rows `row` (an even number) and `row + 1` of a panel of an operand."""
 
 
-@overload(put_rows, jit_options={"nogil": True})
-def _put_rows(operand, panel, row, even, odd):
+@overload(store_rows, jit_options={"nogil": True})
+def _store_rows(operand, panel, row, even, odd):
     if operand.dtype == types.float32:
 
         def write(operand, panel, row, even, odd):
@@ -115,7 +140,7 @@ def _put_rows(operand, panel, row, even, odd):
 
         def write(operand, panel, row, even, odd):
             parts, step = operand.shape[1], operand.shape[2] * 32
-            put_parts(operand, panel * parts * step + row // 2 * 32, step, parts, even, odd)
+            store_parts(operand, panel * parts * step + row // 2 * 32, step, parts, even, odd)
 
     else:
 
@@ -125,12 +150,12 @@ def _put_rows(operand, panel, row, even, odd):
     return write
 
 
-def put_lanes(operand, panel, row, even, odd, mine):
-    """put_rows of some lanes; the others stay as they are."""
+def store_lanes(operand, panel, row, even, odd, mine):
+    """Write the lanes of `mine` as store_rows does; the others stay as they are."""
 
 
-@overload(put_lanes, jit_options={"nogil": True})
-def _put_lanes(operand, panel, row, even, odd, mine):
+@overload(store_lanes, jit_options={"nogil": True})
+def _store_lanes(operand, panel, row, even, odd, mine):
     if operand.dtype == types.float32:
 
         def write(operand, panel, row, even, odd, mine):
@@ -148,29 +173,31 @@ def _put_lanes(operand, panel, row, even, odd, mine):
         for part in range(parts):
             at = (panel * parts + part) * step + row // 2 * 32
             store(operand, at, select(mine, pairs(even, odd), load(operand, at)))
-            even, odd = rest(even), rest(odd)
+            even, odd = bf16_remainder(even), bf16_remainder(odd)
 
     return write
 
 
 @intrinsic
-def scatter(typingctx, array, places, index, value):
-    """A row of a panel becomes a column: lane i goes to array[places[i] + index], as bfloat16 if the array is
-    of uint16."""
+def scatter(typingctx, array, bases, index, value):
+    """Turn a row of a panel into a column: lane i goes to array[bases[i] + index].
+
+    As bfloat16, if the array is of uint16.
+    """
 
     def codegen(context, b, sig, args):
-        array, places, index, value = args
+        array, bases, index, value = args
         if sig.args[0].dtype == types.uint16:
             value = round_to_bfloat16(b, value)
-        _scatter(context, b, sig.args, array, places, index, value)
+        _scatter(context, b, sig.args, array, bases, index, value)
         return context.get_dummy_value()
 
-    return types.void(array, places, types.intp, lanes), codegen
+    return types.void(array, bases, types.intp, f32x16), codegen
 
 
 @intrinsic
 def store_bfloats(typingctx, array, index, value, mine):
-    """Some lanes as bfloat16, side by side; the array's others stay as they are."""
+    """Write the lanes of `mine` side by side as bfloat16; what lies between them stays as it is."""
 
     def codegen(context, b, sig, args):
         array, index, value, mine = args
@@ -181,16 +208,18 @@ def store_bfloats(typingctx, array, index, value, mine):
         b.call(cgutils.get_or_insert_function(b.module, function, "llvm.masked.store.v16i16.p0"), arguments)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, lanes, mask), codegen
+    return types.void(array, types.intp, f32x16, mask16), codegen
 
 
 @intrinsic
-def store_columns(typingctx, array, places, index, source, at):
-    """Sixteen rows of pairs, one below the other at source[at], become columns: lane i's 16 pairs go to
-    array[places[i] + index] and behind."""
+def store_columns(typingctx, array, bases, index, source, at):
+    """Turn 16 rows of pairs, one below the other at source[at], into columns.
+
+    Lane i's 16 pairs go to array[bases[i] + index] and behind.
+    """
 
     def codegen(context, b, sig, args):
-        array, places, index, source, at = args
+        array, bases, index, source, at = args
         base = pointer(context, b, sig.args[3], source, at)
         rows = [vector_load(b, b.gep(base, [ir.Constant(i32, 32 * r)]), v16i) for r in range(16)]
         for s in (1, 2, 4, 8):  # squares of s x s change places
@@ -200,27 +229,34 @@ def store_columns(typingctx, array, places, index, source, at):
                 pair = rows[r], rows[r + s]
                 rows[r], rows[r + s] = b.shuffle_vector(*pair, upper), b.shuffle_vector(*pair, lower)
         for lane, row in enumerate(rows):
-            place = b.load(pointer(context, b, sig.args[1], places, ir.Constant(index.type, lane)))
+            place = b.load(pointer(context, b, sig.args[1], bases, ir.Constant(index.type, lane)))
             vector_store(b, row, pointer(context, b, sig.args[0], array, b.add(place, index)))
         return context.get_dummy_value()
 
-    return types.void(array, places, types.intp, source, types.intp), codegen
+    return types.void(array, bases, types.intp, source, types.intp), codegen
 
 
-def _scatter(context, b, kinds, array, places, index, vector):
+def _scatter(context, b, kinds, array, bases, index, vector):
     for lane in range(16):
-        place = b.load(pointer(context, b, kinds[1], places, ir.Constant(index.type, lane)))
+        place = b.load(pointer(context, b, kinds[1], bases, ir.Constant(index.type, lane)))
         at = pointer(context, b, kinds[0], array, b.add(place, index))
         element = b.extract_element(vector, ir.Constant(i32, lane))
         b.store(element, b.bitcast(at, element.type.as_pointer()), align=2)
 
 
 def pack_tiles(source, packed, tile, tile_step, first, last):
-    """Row tiles [first, last) of source [N, K], the first of source's tiles into tile `tile` of packed, then
-    every `tile_step`-th. All of uint32: a float32, or a pair of bfloat16. What lies beyond N or K stays.
+    """Pack tiles [first, last), of 16 rows each, of a matrix. What lies beyond N or K stays as it is.
 
-    packed [tiles, K', 16]: 16 rows side by side. packed [tiles/2, K'/16, 2, 16, 16]: two tiles of 16 rows, 16
-    words of K wide (see kernels/tiles.py).
+    Both arrays are of uint32 words: a float32 value, or a pair of bfloat16.
+
+    Args:
+        source: [N, K] words.
+        packed: [tiles, K', 16]: 16 rows side by side; or [tiles/2, K'/16, 2, 16, 16]: two tiles of 16 rows by
+            16 words (see amx.py).
+        tile: source's tile n goes to tile `tile + n * tile_step` of packed.
+        tile_step: 2, where two matrices take turns.
+        first: of this thread's share of source's tiles.
+        last: the tile behind the share.
     """
 
 

@@ -1,13 +1,13 @@
-"""Lanes: sixteen float32 in registers, as a Numba type.
+"""Sixteen float32 in registers, as the Numba type F32x16.
 
 Activations are panels of 16 tokens (features are rows, tokens are lanes), so every kernel is vertical
 arithmetic on rows of 16: no shuffles, and a token's result never depends on its neighbours. LLVM lowers one
-Lanes to a single AVX-512 register, two of AVX2 or four of NEON. Numba's own loops over small arrays keep
+F32x16 to a single AVX-512 register, two of AVX2 or four of NEON. Numba's own loops over small arrays keep
 nothing in registers; this type does.
 
     a = load(array, i)        16 floats from the flat index i of a C-contiguous float32 array
     a * b + splat(c)          arithmetic; fma(a, b, c) rounds once
-    select(a <= b, x, y)      a comparison gives a Mask
+    select(a <= b, x, y)      a comparison gives a Mask16
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ bf16 = BFloat()
 v16b, v32b = ir.VectorType(bf16, 16), ir.VectorType(bf16, 32)
 
 
-class LanesType(types.Type):
+class F32x16Type(types.Type):
     def __init__(self) -> None:
-        super().__init__(name="Lanes")
+        super().__init__(name="F32x16")
 
 
-class MaskType(types.Type):
+class Mask16Type(types.Type):
     def __init__(self) -> None:
-        super().__init__(name="LanesMask")
+        super().__init__(name="Mask16")
 
 
-lanes, mask = LanesType(), MaskType()
+f32x16, mask16 = F32x16Type(), Mask16Type()
 
 
 def _vector_model(element: Any) -> type:
@@ -72,8 +72,8 @@ def _vector_model(element: Any) -> type:
     return VectorModel
 
 
-register_model(LanesType)(_vector_model(f32))
-register_model(MaskType)(_vector_model(i1))
+register_model(F32x16Type)(_vector_model(f32))
+register_model(Mask16Type)(_vector_model(i1))
 
 
 def constant(x: float) -> ir.Constant:
@@ -81,7 +81,7 @@ def constant(x: float) -> ir.Constant:
 
 
 def broadcast(b: Any, scalar: Any, width: int = WIDTH) -> Any:
-    """A scalar of any type in all lanes."""
+    """Put a scalar of any type into all lanes."""
     vector = ir.VectorType(scalar.type, width)
     one = b.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(i32, 0))
     return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(i32, width), [0] * width))
@@ -94,8 +94,11 @@ def llvm(b: Any, name: str, *args: Any, result: Any = None) -> Any:
 
 
 def round_to_bfloat16(b: Any, x: Any) -> Any:
-    """The bits, v16s, of sixteen float32 rounded to nearest even. CPUs that have no instruction for it have
-    LLVM call a function that Numba does not bring along: there, on the bits. A NaN stays one."""
+    """Round sixteen float32 to bfloat16, to nearest even: their bits, v16s. A NaN stays one.
+
+    For CPUs that have no instruction for it, LLVM would call a function that Numba does not bring along:
+    there the bits are computed.
+    """
     if has_feature("avx512bf16"):
         return b.bitcast(b.fptrunc(x, v16b), v16s)
 
@@ -110,12 +113,12 @@ def round_to_bfloat16(b: Any, x: Any) -> Any:
 
 
 def widen_bfloat16(b: Any, bits: Any) -> Any:
-    """v16s -> v16: a bfloat16 is the upper half of a float32."""
+    """Widen v16s to v16: a bfloat16 is the upper half of a float32."""
     return b.bitcast(b.shl(b.zext(bits, v16i), ir.Constant(v16i, [16] * WIDTH)), v16)
 
 
 def pointer(context: Any, b: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """The address of the flat element `index` of a C-contiguous array: a GEP from its base (numba #10695)."""
+    """The address of flat element `index` of a C-contiguous array: a GEP from its base (numba #10695)."""
     return b.gep(context.make_array(array_type)(context, b, array).data, [index])
 
 
@@ -132,7 +135,7 @@ def load(typingctx, array, index):
     def codegen(context, b, sig, args):
         return vector_load(b, pointer(context, b, sig.args[0], *args), v16)
 
-    return lanes(array, types.intp), codegen
+    return f32x16(array, types.intp), codegen
 
 
 @intrinsic
@@ -141,68 +144,68 @@ def store(typingctx, array, index, value):
         vector_store(b, args[2], pointer(context, b, sig.args[0], *args[:2]))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, lanes), codegen
+    return types.void(array, types.intp, f32x16), codegen
 
 
 @intrinsic
 def splat(typingctx, x):
-    return lanes(types.float32), lambda context, b, sig, args: broadcast(b, args[0])
+    return f32x16(types.float32), lambda context, b, sig, args: broadcast(b, args[0])
 
 
 @intrinsic
 def fma(typingctx, a, b, c):
     """a * b + c with one rounding."""
-    return lanes(lanes, lanes, lanes), lambda context, b, sig, args: llvm(b, "llvm.fma.v16f32", *args)
+    return f32x16(f32x16, f32x16, f32x16), lambda context, b, sig, args: llvm(b, "llvm.fma.v16f32", *args)
 
 
 @intrinsic
 def negative(typingctx, a):
-    return lanes(lanes), lambda context, b, sig, args: b.fneg(args[0])
+    return f32x16(f32x16), lambda context, b, sig, args: b.fneg(args[0])
 
 
 @intrinsic
 def sqrt(typingctx, a):
-    return lanes(lanes), lambda context, b, sig, args: llvm(b, "llvm.sqrt.v16f32", *args)
+    return f32x16(f32x16), lambda context, b, sig, args: llvm(b, "llvm.sqrt.v16f32", *args)
 
 
 @intrinsic
 def maximum(typingctx, a, b):
-    """b where one of them is not a number: so it is one instruction."""
+    """Return the larger, or b where one of them is NaN: so it is one instruction."""
 
     def codegen(context, b, sig, args):
         return b.select(b.fcmp_ordered(">", *args), *args)
 
-    return lanes(lanes, lanes), codegen
+    return f32x16(f32x16, f32x16), codegen
 
 
 @intrinsic
 def minimum(typingctx, a, b):
-    return lanes(lanes, lanes), lambda context, b, sig, args: llvm(b, "llvm.minnum.v16f32", *args)
+    return f32x16(f32x16, f32x16), lambda context, b, sig, args: llvm(b, "llvm.minnum.v16f32", *args)
 
 
 @intrinsic
 def select(typingctx, condition, yes, no):
-    return lanes(mask, lanes, lanes), lambda context, b, sig, args: b.select(*args)
+    return f32x16(mask16, f32x16, f32x16), lambda context, b, sig, args: b.select(*args)
 
 
 @intrinsic
 def any_lane(typingctx, condition):
-    """Whether it holds in one lane or more."""
+    """Tell whether the condition holds in one lane or more."""
 
     def codegen(context, b, sig, args):
         bits = b.bitcast(args[0], ir.IntType(WIDTH))
         return b.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
-    return types.boolean(mask), codegen
+    return types.boolean(mask16), codegen
 
 
 @intrinsic
 def both(typingctx, a, b):
-    return mask(mask, mask), lambda context, b, sig, args: b.and_(*args)
+    return mask16(mask16, mask16), lambda context, b, sig, args: b.and_(*args)
 
 
-# Cephes' expf: exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts so that r is
-# exact.
+# Cephes' expf: exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln(2)/2.
+# ln 2 is in two parts so that r is exact.
 LOG2_E, LN2_HIGH, LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
 EXP_POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 EXP_MIN, EXP_MAX = -87.0, 88.0
@@ -230,7 +233,7 @@ def exp(typingctx, a):
         )
         return b.select(zero, constant(0.0), b.fmul(y, b.bitcast(bits, v16)))
 
-    return lanes(lanes), codegen
+    return f32x16(f32x16), codegen
 
 
 # 2^r, |r| <= 1/2, to 9e-8, and 1 at 0: fitted to the relative error.
@@ -238,16 +241,18 @@ EXP2_POLYNOMIAL = (
     1.326472614891827e-3, 9.671512991189957e-3, 5.550733581185341e-2, 2.4022242426872253e-1,
     6.931470036506653e-1, 1.0,
 )  # fmt: skip
-ROUND = 1.5 * 2**23  # added, it leaves an integer in the lower bits
+ROUND = 1.5 * 2**23  # a sum with it has the nearest integer in its lower bits
 
 
 @intrinsic
 def exp2(typingctx, a):
-    """2^x to 3 ulp for -126 <= x <= 0, exactly 1 at 0; exactly 0 from -127 down, and less than 2^-126 between
-    the two."""
+    """2^x for x <= 0, to 3 ulp from -126 up and exactly 1 at 0.
+
+    It is exactly 0 from -127 down, and less than 2^-126 between the two.
+    """
 
     def codegen(context, b, sig, args):
-        lowest = constant(-127.0)  # 1 with 127 taken from its exponent is 0
+        lowest = constant(-127.0)  # 1.0 with 127 taken from its exponent is 0.0
         x = b.select(b.fcmp_ordered(">", args[0], lowest), args[0], lowest)
         shifted = b.fadd(x, constant(ROUND))
         r = b.fsub(x, b.fsub(shifted, constant(ROUND)))
@@ -257,13 +262,13 @@ def exp2(typingctx, a):
         n = b.shl(b.bitcast(shifted, v16i), ir.Constant(v16i, [23] * WIDTH))
         return b.bitcast(b.add(b.bitcast(y, v16i), n), v16)  # n joins the exponent
 
-    return lanes(lanes), codegen
+    return f32x16(f32x16), codegen
 
 
 def _arithmetic(name: str) -> Any:
     @intrinsic
     def operation(typingctx, a, b):
-        return lanes(lanes, lanes), lambda context, b, sig, args: getattr(b, name)(*args)
+        return f32x16(f32x16, f32x16), lambda context, b, sig, args: getattr(b, name)(*args)
 
     return operation
 
@@ -271,7 +276,7 @@ def _arithmetic(name: str) -> Any:
 def _comparison(symbol: str) -> Any:
     @intrinsic
     def operation(typingctx, a, b):
-        return mask(lanes, lanes), lambda context, b, sig, args: b.fcmp_ordered(symbol, *args)
+        return mask16(f32x16, f32x16), lambda context, b, sig, args: b.fcmp_ordered(symbol, *args)
 
     return operation
 
@@ -279,7 +284,7 @@ def _comparison(symbol: str) -> Any:
 def _define(python_operator: Any, operation: Any) -> None:
     @overload(python_operator)
     def typed(a, b):
-        if isinstance(a, LanesType) and isinstance(b, LanesType):
+        if isinstance(a, F32x16Type) and isinstance(b, F32x16Type):
             return lambda a, b: operation(a, b)
 
 

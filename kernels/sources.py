@@ -16,8 +16,10 @@ PACKAGE = __name__.partition(".")[0]
 
 @cache
 def source_hash(module: str) -> str:
-    """Changes with every source file whose code or constants may be in a kernel of `module`; not with the
-    folder the files lie in, nor with their times."""
+    """A hash that changes with every source file whose code or constants may be in a kernel of `module`.
+
+    It does not change with the folder the files lie in, nor with their times.
+    """
     digest = hashlib.sha256()
     for name, source in sorted(_with_imports(module).items()):
         digest.update(f"{name} {len(source)}\n".encode() + source)
@@ -25,7 +27,7 @@ def source_hash(module: str) -> str:
 
 
 def _with_imports(module: str) -> dict[str, bytes]:
-    """Name -> source of the module, of what it imports of this package, of what that imports, and so on."""
+    """Map names to sources: the module's, those of what it imports of this package, and so on."""
     found: dict[str, bytes] = {}
     ahead = {module}
     while ahead:
@@ -37,8 +39,10 @@ def _with_imports(module: str) -> dict[str, bytes]:
 
 @cache
 def _read(module: str) -> tuple[bytes, set[str]]:
-    """A module's source and the modules of this package that it imports, wherever the statement stands. Where
-    a frozen application has no source, its bytecode and the kernels that are loaded."""
+    """A module's source, and the modules of this package that it imports, wherever the statement stands.
+
+    Where a frozen application has no source: its bytecode, and the kernels that are loaded.
+    """
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.loader is not None, module
     loader: Any = spec.loader
@@ -68,7 +72,7 @@ def _is_ours(module: str) -> bool:
 
 
 def _module_of(base: str, name: str) -> str:
-    """The module that `from base import name` reads: base.name if that is one."""
+    """The module that `from base import name` reads: base.name, if that is one."""
     spec = importlib.util.find_spec(base)
     inner = spec is not None and spec.submodule_search_locations is not None
     return f"{base}.{name}" if inner and importlib.util.find_spec(f"{base}.{name}") else base

@@ -2,19 +2,20 @@
 
 One call from Python runs a whole forward pass: at 16 tokens a layer takes about a millisecond, and handing
 each of its eight phases to a thread pool would cost 30 microseconds apiece. A team is an int64 array with one
-counter a cache line.
+counter per cache line.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from .isa import has_feature
 from .jit import inline
@@ -22,21 +23,31 @@ from .simd import i32, pointer
 
 ARRIVED, GENERATION, TASKS = 0, 8, 16  # 64 bytes apart, so that no two share a cache line
 STOP, STOPPING = 24, 32  # asked from outside at any time; what all threads saw at the latest barrier
-# A thread that waits looks SPINS times, for some 10 us, as a pause takes 40 to 60 ns; then offers its core to
-# others between two looks, for 0.5 ms or so; then sleeps between them. Most waits end in the first part. In
-# the last the core saves power, and looks idle to the system, which then moves a thread there that the others
-# wait for.
+COUNTERS = 40
+# A thread that waits looks SPINS times, for some 10 us, as a pause takes 40 to 60 ns; then offers its core
+# to others between two looks, for 0.5 ms or so; then sleeps between them. Most waits end in the first
+# part. In the last the core saves power, and looks idle to the system, which then moves a thread there
+# that the others wait for.
 SPINS, YIELDS = 200, 1000
 SLEEP = 50  # microseconds; Linux makes it 100, and a wait that comes so far has lasted five times that
 
 
+class Worker(NamedTuple):
+    """One thread of a team: the argument `me` of every kernel."""
+
+    team: NDArray[Any]  # the counters, of new_team
+    thread: int
+    num_threads: int
+
+
 def new_team() -> np.ndarray:
-    return np.zeros(40, np.int64)
+    """The counters of one team, all zero."""
+    return np.zeros(COUNTERS, np.int64)
 
 
 @intrinsic
 def atomic_add(typingctx, array, index, value):
-    """Add to array[index] as one step for all threads; returns the value before."""
+    """Add to array[index] in one step for all threads; returns the value before."""
 
     def codegen(context, b, sig, args):
         return b.atomic_rmw("add", pointer(context, b, sig.args[0], *args[:2]), args[2], "seq_cst")
@@ -62,7 +73,7 @@ def atomic_store(typingctx, array, index, value):
 
 
 def calling(name: str, result: ir.Type, *arguments: ir.Constant) -> Any:
-    """An intrinsic that calls a function of the system or of LLVM."""
+    """Make an intrinsic that calls a function of the system or of LLVM."""
 
     @intrinsic
     def call(typingctx):
@@ -76,8 +87,8 @@ def calling(name: str, result: ir.Type, *arguments: ir.Constant) -> Any:
     return call
 
 
-# Let the system run another thread on this core; at once, or after a sleep, which is too coarse on Windows:
-# up to 16 ms.
+# Let the system run another thread on this core: at once, or after a sleep. On Windows a sleep takes up to 16
+# ms, too long: there both are at once.
 if sys.platform == "win32":
     yield_core = sleep = calling("SwitchToThread", i32)
 else:
@@ -94,8 +105,10 @@ else:
 
 @inline
 def barrier(team, num_threads):
-    """Wait until all threads of the team are here; what they wrote before is visible to all after. The last
-    to come starts the task counter anew, and takes up a request to stop: so all see it at the same place."""
+    """Wait until all threads of the team are here; what they wrote before is visible to all after.
+
+    The last to come resets the task counter, and takes up a request to stop: so all see it at the same place.
+    """
     generation = atomic_load(team, GENERATION)
     if atomic_add(team, ARRIVED, 1) == num_threads - 1:
         atomic_store(team, ARRIVED, 0)
@@ -115,12 +128,18 @@ def barrier(team, num_threads):
 
 
 @inline
+def wait(me):
+    """Wait at the team's barrier."""
+    barrier(me.team, me.num_threads)
+
+
+@inline
 def stopping(team):
-    """Whether the team was asked to stop; the same answer for all threads since the latest barrier."""
+    """Tell whether the team was asked to stop; since the latest barrier all threads get the same answer."""
     return atomic_load(team, STOPPING) != 0
 
 
 @inline
 def share(n, thread, num_threads):
-    """This thread's part of range(n): start and stop of an even, contiguous split."""
+    """This thread's part of range(n): start and stop in an even, contiguous split."""
     return n * thread // num_threads, n * (thread + 1) // num_threads

@@ -1,9 +1,9 @@
-"""The Qwen3 encoder on a CPU in NumPy and Numba: text to vectors without PyTorch.
+"""Qwen3-Embedding and Qwen3-Reranker on a CPU in NumPy and Numba: text to vectors without PyTorch.
 
     from qwen3np import Embedder
     vectors = Embedder("Qwen/Qwen3-Embedding-0.6B").encode(["The capital of China is Beijing."])
 
-The architecture, to be read in one sitting: qwen3np/reference.py.
+qwen3np/reference.py is the whole model, to be read in one sitting.
 """
 
 import os
@@ -27,7 +27,7 @@ __all__ = [
     "semantic_search",
 ]  # fmt: skip
 
-# Imported on first use: the tokenizer library takes longer to import than the rest together.
+# Name -> module, imported on first use: the tokenizer library alone takes longer than all else together.
 _HOME = {
     "Embedder": "embedder",
     "Reranker": "reranker",
@@ -38,6 +38,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
     if name in _HOME:
         from importlib import import_module
 

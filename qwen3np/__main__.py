@@ -1,4 +1,4 @@
-"""python -m qwen3np"""
+"""Run the command line: python -m qwen3np."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Embedder: texts in, unit vectors out. The argument names and their meaning are sentence-transformers'."""
+"""Embedder: texts in, unit vectors out, under the argument names of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .loading.checkpoint import Checkpoint
 from .loading.hub import locate
 from .loading.st_config import load_modules, max_seq_length_of, open_embedder
 from .loading.texts import as_texts, iterate_texts
-from .loading.tokenizer import Cut, batches
-from .quantization import PRECISIONS, quantize_embeddings
+from .loading.tokenizer import TruncationCount, batches
+from .quantization import VECTOR_PRECISIONS, quantize_embeddings
 from .runtime.backend import check_backend, make_backend
 from .runtime.distinct import Distinct
 from .runtime.progress import progress_bar
@@ -33,32 +33,50 @@ logger = logging.getLogger("qwen3np")
 Vectors = NDArray[np.float32]
 
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
-INSTRUCTION = "Instruct: {}\nQuery:"  # model card; nothing between the colon and the text
+INSTRUCTION_TEMPLATE = "Instruct: {}\nQuery:"  # model card; nothing between the colon and the text
 
 
 class Embedder(DropIn, PickledByArguments):
-    """A Qwen3-Embedding model.
+    """A Qwen3-Embedding model: texts in, unit vectors out.
+
+    Example:
+        model = Embedder("Qwen/Qwen3-Embedding-0.6B")
+        queries = model.encode_query(["What is the capital of China?"])
+        documents = model.encode_document(["The capital of China is Beijing."])
+        model.similarity(queries, documents)  # [[0.7645568]]
 
     Args:
-        model_name_or_path: a Hub id (downloaded once into the Hub cache) or a folder in the Hub's layout.
-        revision, cache_folder, local_files_only, token: as in huggingface_hub.
-        prompts: name -> text put before every text of that kind; added to those of
-        config_sentence_transformers.json, and stronger. "query" and "document" are there in any case, empty
-        where nobody sets them.
-        default_prompt_name: the prompt used where a call names none.
-        truncate_dim: keep that many leading channels (32 to hidden_size), then normalise (Matryoshka).
-        max_seq_length: longest text in tokens, the appended one included; default: the model's own, upper
-        bound: its number of positions.
-        escape_special_tokens: "<|endoftext|>" and its like in a text or prompt are text.
-        backend: "numpy" is the reading copy; "auto" the fastest this machine can run.
-        reproducible: the same vectors, to the bit, on every CPU: float32 sums in one order, and no other
-        arithmetic than IEEE 754 defines. Without, a CPU takes what it has: see matmul_precision.
+        model_name_or_path: A Hub id (downloaded once into the Hub cache), or a folder in the Hub's layout.
+        revision: The branch, tag or commit of the Hub repository.
+        cache_folder: The Hub cache. Default: that of HF_HOME.
+        local_files_only: Take the model from the Hub cache, and never download it.
+        token: The Hub token for private models. Default: HF_TOKEN, or the login's.
+        prompts: Name -> text put before every text of that kind. They are added to those of
+            config_sentence_transformers.json and override them. "query" and "document" always exist, empty
+            where nobody sets them.
+        default_prompt_name: The prompt used where a call names none.
+        similarity_fn_name: How `similarity` compares vectors: "cosine", "dot", "euclidean" or "manhattan".
+            Default: the model's own.
+        truncate_dim: Keep this many leading dimensions (32 to hidden_size) and normalise them again
+            (Matryoshka embeddings). Default: all, unless the model's files say otherwise.
+        max_seq_length: Tokens of the longest text, the appended one included; longer ones are truncated.
+            Default: the model's own. Upper bound: its number of positions.
+        escape_special_tokens: Treat "<|endoftext|>" and its like in a text or prompt as plain text.
+        backend: "auto", the fastest this machine can run; "numba", the kernels; or "numpy", the reference.
+        matmul_precision: "high" is float32 within 5e-6 of float64. "medium" rounds activations to bfloat16
+            where the CPU multiplies those faster. "highest" is float32 always.
+        num_threads: Threads of the kernels. Default: one per core that this process may use.
+        reproducible: Compute the same bits on every CPU: float32 sums in one fixed order, and only arithmetic
+            that IEEE 754 defines. Otherwise a CPU uses its fastest instructions (see matmul_precision).
+        **torch_only: Other arguments of sentence-transformers, accepted where they change no vector.
 
-    prompts, default_prompt_name, similarity_fn_name, truncate_dim and max_seq_length can be set later, with
-    the same checks. Other arguments of sentence-transformers are accepted where they change no vector.
+    prompts, default_prompt_name, similarity_fn_name, truncate_dim and max_seq_length can also be set later,
+    with the same checks.
 
-    Raises CheckpointError if the model's files are missing, damaged or of a model this package does not
-    compute.
+    Raises:
+        CheckpointError: The model's files are missing, damaged, or of a model this package does not compute.
+        TypeError: An argument only makes sense with PyTorch; the message says what to do instead.
+        ValueError: An argument has a value that cannot be.
     """
 
     SUPPORTED_SIMILARITY_FN_NAMES = SIMILARITIES
@@ -117,13 +135,15 @@ class Embedder(DropIn, PickledByArguments):
 
     @property
     def dimension(self) -> int:
-        """Channels of the vectors that `encode` returns."""
+        """Number of dimensions of the vectors that `encode` returns."""
         return self.truncate_dim or self.config.hidden_size
 
     @property
     def truncate_dim(self) -> int | None:
-        """Leading channels that `encode` keeps; None keeps all. Setting it raises ValueError outside 32 ..
-        hidden_size."""
+        """Number of leading dimensions that `encode` keeps; None keeps all.
+
+        Setting it raises ValueError outside 32 .. hidden_size.
+        """
         return self._truncate_dim
 
     @truncate_dim.setter
@@ -132,8 +152,10 @@ class Embedder(DropIn, PickledByArguments):
 
     @property
     def max_seq_length(self) -> int:
-        """Longest text in tokens. Setting it raises ValueError outside 1 .. max_position_embeddings; None is
-        the model's own."""
+        """Tokens of the longest text; longer ones are truncated.
+
+        Setting it raises ValueError outside 1 .. max_position_embeddings; None restores the model's own.
+        """
         return self._max_seq_length
 
     @max_seq_length.setter
@@ -149,13 +171,16 @@ class Embedder(DropIn, PickledByArguments):
 
     @property
     def similarity_fn_name(self) -> str:
-        """How `similarity` compares. Setting it raises ValueError for a name that is not in
-        SUPPORTED_SIMILARITY_FN_NAMES; None is the model's own."""
+        """How `similarity` compares vectors.
+
+        Setting it raises ValueError for a name not in SUPPORTED_SIMILARITY_FN_NAMES; None restores
+        the model's own.
+        """
         return self._similarity_fn_name
 
     @similarity_fn_name.setter
     def similarity_fn_name(self, name: str | None) -> None:
-        name = getattr(name, "value", name)  # of sentence-transformers' SimilarityFunction
+        name = getattr(name, "value", name)  # a member of sentence-transformers' SimilarityFunction
         self._similarity_fn_name = check_similarity(name or self._modules.similarity_fn_name)
 
     def encode(
@@ -180,41 +205,51 @@ class Embedder(DropIn, PickledByArguments):
         ranges: ArrayLike | None = None,
         **torch_only: Any,
     ) -> Any:
-        """Texts -> float32 unit vectors [len(inputs), dimension]; one str -> one vector [dimension].
+        """Encode texts into float32 unit vectors [len(inputs), dimension]; one str into one [dimension].
 
         Args:
-            inputs: a str, or any iterable of them: a list, a generator, an array, a column of a table.
-            prompt_name: a key of `prompts`. prompt: the text itself, and it wins over prompt_name.
-            instruction: a task in words, which makes the prompt "Instruct: {instruction}\\nQuery:".
-            batch_size: texts computed at a time, at the most; by default as many as have 2048 tokens
-            together. It changes memory and speed, never a vector.
-            show_progress_bar: None shows it when the logger "qwen3np" is at INFO or below.
-            output_value: "token_embeddings" gives the states of all tokens after the final norm, an array
-            [tokens, hidden_size] a text, as they are: not cut, not normalised.
-            precision: "int8", "uint8", "binary" or "ubinary" quantises the vectors: see
-            `quantize_embeddings`, whose ranges and calibration_embeddings can be given.
-            normalize_embeddings: by default vectors are unit vectors, cut or whole, unless the model's
-            modules.json has no Normalize; then they are as they were pooled. False leaves cut vectors as they
-            were cut.
-            truncate_dim: for this call, in place of the model's.
-            convert_to_numpy, convert_to_tensor, device, pool, chunk_size: where sentence-transformers has
-            them; only values that change nothing are accepted.
+            inputs: A str, or any iterable of them: a list, a generator, an array, a column of a table.
+            prompt_name: The key of a prompt in `prompts`.
+            prompt: The prompt itself; it overrides prompt_name.
+            batch_size: Most texts computed at a time. Default: as many as have 2048 tokens together. It
+                changes memory and speed, never a vector.
+            show_progress_bar: None shows a bar when the logger "qwen3np" is at INFO or below.
+            output_value: "sentence_embedding", or "token_embeddings" for the states of all tokens after the
+                final norm: one array [tokens, hidden_size] per text, neither truncated nor normalised.
+            precision: "float32", or "int8", "uint8", "binary" or "ubinary": see `quantize_embeddings`.
+            convert_to_numpy: As in sentence-transformers; only True is accepted.
+            convert_to_tensor: As in sentence-transformers; only False is accepted.
+            device: As in sentence-transformers; only the CPU is accepted.
+            normalize_embeddings: True normalises; False leaves truncated vectors unnormalised. Default: unit
+                vectors, truncated or not, unless the model's modules.json lists no Normalize module; then
+                vectors are as they were pooled.
+            truncate_dim: Overrides the model's for this call.
+            pool: As in sentence-transformers; only None is accepted.
+            chunk_size: As in sentence-transformers; it changes nothing.
+            instruction: A task in words; it makes the prompt "Instruct: {instruction}\\nQuery:".
+            calibration_embeddings: Vectors to take the ranges of int8 and uint8 from.
+            ranges: The ranges [2, dim] of int8 and uint8 themselves.
+            **torch_only: Other arguments of sentence-transformers, accepted where they change no vector.
 
-        A text's vector has the same bits in any call and any batch. What texts begin with and identical texts
-        are computed once. Beside texts and vectors the memory holds the token ids that are computed, 4 bytes
-        each. Raises TypeError or ValueError for a text that is no valid str, an unknown prompt_name, a
-        batch_size below 1, a truncate_dim outside 32 .. hidden_size, and for arguments that only make sense
-        with PyTorch, with what to do instead."""
+        A text's vector has the same bits in every call and every batch. A prefix that texts share is computed
+        once, and so are identical texts. Beside texts and vectors, memory holds the token ids of the distinct
+        texts, 4 bytes each.
+
+        Raises:
+            TypeError: An input is not a str, or an argument only makes sense with PyTorch.
+            ValueError: A text is not valid Unicode, prompt_name is unknown, batch_size is below 1, or
+                truncate_dim is outside 32 .. hidden_size.
+        """
         torch_only |= {"convert_to_numpy": convert_to_numpy, "convert_to_tensor": convert_to_tensor}
         torch_only |= {"device": device, "pool": pool, "chunk_size": chunk_size}
         meant = accept(torch_only, self.encode, "encode", () if inputs is not None else ("inputs",))
         check_batch_size(batch_size)
         if output_value not in OUTPUT_VALUES:
             raise ValueError(f"output_value {output_value!r} is not one of {', '.join(OUTPUT_VALUES)}")
-        if precision not in (None, *PRECISIONS):
-            raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+        if precision not in (None, *VECTOR_PRECISIONS):
+            raise ValueError(f"precision {precision!r} is not one of {', '.join(VECTOR_PRECISIONS)}")
         dim = self._check_dim(truncate_dim) or self.dimension
-        before = self._prompt_text(prompt_name, prompt, instruction)
+        before = self.prompt_text(prompt_name, prompt, instruction)
         texts, single = as_texts(meant.get("inputs", inputs))
         distinct = Distinct(self._ids(texts, before))
         with progress_bar(len(distinct), show_progress_bar, "texts") as bar:
@@ -233,14 +268,14 @@ class Embedder(DropIn, PickledByArguments):
                 states = self.backend.forward(some, prefix, batch_size, bar.update)
                 check_states(states, some, self.checkpoint, self.backend)
                 rows = distinct.rows_of(part)
-                cut = self._cut(states, dim, normalize_embeddings)
-                vectors[rows] = cut[distinct.rows[rows] - part.start]
+                some_vectors = self._truncate(states, dim, normalize_embeddings)
+                vectors[rows] = some_vectors[distinct.rows[rows] - part.start]
         if precision not in (None, "float32"):
             vectors = quantize_embeddings(vectors, precision, ranges, calibration_embeddings)
         return vectors[0] if single else vectors
 
-    def _cut(self, states: Vectors, dim: int, normalize: bool | None) -> Vectors:
-        """Pooled states [n, hidden_size] -> vectors [n, dim]."""
+    def _truncate(self, states: Vectors, dim: int, normalize: bool | None) -> Vectors:
+        """Truncate and normalise: pooled states [n, hidden_size] -> vectors [n, dim]."""
         normalizes = self._modules.normalizes
         normalize = normalizes if normalize is None else normalize
         vectors = reference.normalize(states) if normalizes or normalize else states
@@ -251,8 +286,13 @@ class Embedder(DropIn, PickledByArguments):
     def encode_stream(
         self, inputs: Iterable[str], chunk_size: int = 4096, **arguments: Any
     ) -> Iterator[NDArray[Any]]:
-        """`encode` for more texts than fit into memory: an array of vectors for every `chunk_size` texts, as
-        they are read. Takes encode's arguments."""
+        """Encode more texts than fit into memory: one array of vectors per `chunk_size` texts.
+
+        Args:
+            inputs: An iterable of texts, read as the vectors are asked for.
+            chunk_size: Number of texts per array; the last may have fewer.
+            **arguments: Those of `encode`.
+        """
         if isinstance(inputs, str):
             raise TypeError("encode_stream takes an iterable of texts, found one str")
         if not is_int(chunk_size) or chunk_size < 1:
@@ -269,8 +309,15 @@ class Embedder(DropIn, PickledByArguments):
         *arguments: Any,
         **named: Any,
     ) -> Any:
-        """`encode` with the prompt named "query" where the call names none and the model has one. Takes its
-        arguments, in its order."""
+        """Encode queries: `encode` with the prompt named "query", unless the call gives one.
+
+        Args:
+            inputs: As for `encode`.
+            prompt_name: As for `encode`.
+            prompt: As for `encode`.
+            *arguments: The further arguments of `encode`, in its order.
+            **named: The same by name.
+        """
         prompt_name = self._first_prompt(prompt_name, ("query",))
         return self.encode(inputs, prompt_name, prompt, *arguments, **named)
 
@@ -282,8 +329,17 @@ class Embedder(DropIn, PickledByArguments):
         *arguments: Any,
         **named: Any,
     ) -> Any:
-        """`encode` with the first of the prompts "document", "passage", "corpus" that the model has. Takes
-        its arguments, in its order."""
+        """Encode documents: `encode` with the model's document prompt, unless the call gives one.
+
+        That is the first of the prompts named "document", "passage" and "corpus" that the model has.
+
+        Args:
+            inputs: As for `encode`.
+            prompt_name: As for `encode`.
+            prompt: As for `encode`.
+            *arguments: The further arguments of `encode`, in its order.
+            **named: The same by name.
+        """
         prompt_name = self._first_prompt(prompt_name, ("document", "passage", "corpus"))
         return self.encode(inputs, prompt_name, prompt, *arguments, **named)
 
@@ -295,20 +351,28 @@ class Embedder(DropIn, PickledByArguments):
         prompt: str | None = None,
         instruction: str | None = None,
     ) -> list[list[int]]:
-        """Texts -> lists of token ids exactly as `encode` uses them: prompt in front, cut, `<|endoftext|>`
-        appended."""
-        before = self._prompt_text(prompt_name, prompt, instruction)
+        """Return the token ids of each text exactly as `encode` computes with them.
+
+        That is with the prompt in front, truncated, and with `<|endoftext|>` appended.
+
+        Args:
+            texts: As `inputs` of `encode`.
+            prompt_name: As for `encode`.
+            prompt: As for `encode`.
+            instruction: As for `encode`.
+        """
+        before = self.prompt_text(prompt_name, prompt, instruction)
         return list(self._ids(as_texts(texts, "texts")[0], before))
 
     def get_embedding_dimension(self) -> int:
-        """`dimension`, by sentence-transformers' name."""
+        """Return `dimension`, by sentence-transformers' name."""
         return self.dimension
 
     get_sentence_embedding_dimension = get_embedding_dimension
 
     @contextmanager
     def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
-        """`with model.truncate_embeddings(256):` sets `truncate_dim` for a while."""
+        """Set `truncate_dim` for a while: `with model.truncate_embeddings(256):`."""
         before = self.truncate_dim
         self.truncate_dim = truncate_dim
         try:
@@ -320,47 +384,57 @@ class Embedder(DropIn, PickledByArguments):
 
     @classmethod
     def load(cls, input_path: str | Path) -> Embedder:
-        """Embedder(input_path), by sentence-transformers' name."""
+        """Return Embedder(input_path), by sentence-transformers' name."""
         return cls(input_path)
 
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
-        """Every vector of `embeddings1` [A, dim] with every one of `embeddings2` [B, dim] -> [A, B], by
-        `similarity_fn_name`.
+        """Compare every vector of embeddings1 [A, dim] with every one of embeddings2 [B, dim] -> [A, B].
 
-        Larger is more alike: the euclidean and manhattan distances are negative.
+        `similarity_fn_name` says how. Larger is more alike: euclidean and manhattan distances are negated.
         """
         return similarity(embeddings1, embeddings2, self.similarity_fn_name)
 
     def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
-        """Vector i of `embeddings1` with vector i of `embeddings2` -> [len(embeddings1)]."""
+        """Compare vector i of embeddings1 with vector i of embeddings2 -> [len(embeddings1)]."""
         return similarity_pairwise(embeddings1, embeddings2, self.similarity_fn_name)
 
-    def _ids(self, texts: Sequence[str], prompt: str) -> Iterator[list[int]]:
-        """Token ids of the texts, a batch at a time; and one warning at the end."""
-        cut = Cut("texts", "max_seq_length", self.max_seq_length)
-        for batch in batches(texts):
-            yield from self.tokenizer.encode(batch, self.max_seq_length, prompt, cut)
-        cut.warn()
+    def prompt_text(
+        self, prompt_name: str | None = None, prompt: str | None = None, instruction: str | None = None
+    ) -> str:
+        """Return what `encode` with these arguments puts before each text.
 
-    def _prompt_text(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
+        Args:
+            prompt_name: The key of a prompt in `prompts`. Default: default_prompt_name.
+            prompt: The prompt itself; it overrides prompt_name.
+            instruction: A task in words, for the model card's template. Not together with prompt.
+        """
         if prompt is not None and instruction is not None:
             raise ValueError("prompt and instruction are two ways to say what stands before a text: give one")
         for what, value in (("prompt", prompt), ("instruction", instruction)):
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"{what} is {type(value).__name__}, expected str")
         if instruction is not None:
-            return INSTRUCTION.format(instruction)
+            return INSTRUCTION_TEMPLATE.format(instruction)
         if prompt is not None:
             return prompt
-        return self._prompt(self.default_prompt_name if name is None else name)
+        return self._prompt(self.default_prompt_name if prompt_name is None else prompt_name)
+
+    def _ids(self, texts: Sequence[str], prompt: str) -> Iterator[list[int]]:
+        """Yield the token ids of each text, tokenised a batch at a time; one warning at the end."""
+        counter = TruncationCount("texts", "max_seq_length", self.max_seq_length)
+        for batch in batches(texts):
+            yield from self.tokenizer.encode(batch, self.max_seq_length, prompt, counter)
+        counter.warn()
 
     def _kept_prefix(self, prompt: str) -> list[int]:
-        """The tokens of one of the model's own prompts that stand in front of every text with it. Its last
-        token may join the text's first: ":" and "What"."""
+        """Return the tokens that every text with one of the model's own prompts begins with.
+
+        The prompt's last token is left out: it may join the text's first, as ":" and "What" do.
+        """
         if not prompt or prompt not in self.prompts.values():
             return []
-        uncounted = Cut("texts", "max_seq_length", self.max_seq_length)
-        return self.tokenizer.encode([prompt], self.max_seq_length, cut=uncounted)[0][
+        uncounted = TruncationCount("texts", "max_seq_length", self.max_seq_length)
+        return self.tokenizer.encode([prompt], self.max_seq_length, counter=uncounted)[0][
             : -1 - len(self.tokenizer.after)
         ]
 
@@ -370,6 +444,7 @@ class Embedder(DropIn, PickledByArguments):
         return next((name for name in names if name in self.prompts), None)
 
     def _saved_settings(self) -> dict[str, dict[str, Any]]:
+        """Return file -> key -> value, for what differs from the folder that was loaded."""
         settings: dict[str, dict[str, Any]] = {
             "config_sentence_transformers.json": {
                 "prompts": self.prompts,

@@ -1,12 +1,13 @@
-"""The encoder on the kernels: reference.py's functions, in its order, on packed tokens.
+"""The encoder on the kernels: reference.py's functions, in its order, on a packed batch.
 
-A call's texts are one stream of tokens with no padding between them; 16 tokens are the lanes of a panel
-(kernels/README.md). Every function below is compiled, and is run by all threads of a team at once, each on
-its share, with a barrier where one needs what another wrote. Beyond reference.py's arguments they take the
-work arrays and the thread.
+The sequences of a batch lie behind one another with no padding between them; 16 tokens are the lanes of a
+panel (kernels/README.md). Every function below is compiled, and is run by all threads of a team at once,
+each on its share, with a barrier where one needs what another wrote. Beyond reference.py's arguments they
+take the work arrays and the thread.
 
-Names: `x` residual stream [P, D', 16]; `h` what a matmul reads; sizes with ' are padded for the matmuls, and
-the padding stays zero. The stream passes a layer in blocks of as many panels as `h` holds.
+Shapes are those of reference.py; sizes with ' are padded for the matmuls, and the padding stays zero. `x`
+is the residual stream [P, D', 16], `h` the operand that a matmul reads. A batch passes a layer in blocks of
+as many panels as `h` holds.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from .kernels import attention as attention_kernel
+from .kernels.attention import attention as attend
 from .kernels.jit import entry_point, inline
 from .kernels.kv_layout import copy_slots, store_keys_values
 from .kernels.matmul import matmul, matmul_add, matmul_swiglu
 from .kernels.norm_rope import norm_rope_queries, rms_norm
-from .kernels.team import barrier, share, stopping
+from .kernels.panels import Panels, Tokens
+from .kernels.team import Worker, share, stopping, wait
 
 
 class Dims(NamedTuple):
@@ -34,73 +36,46 @@ class Dims(NamedTuple):
     head_dim: int
 
 
-class Stream(NamedTuple):
-    """Where tokens stand. Of the whole stream, or of the pooled tokens alone (the last layer's queries)."""
-
-    cos: NDArray[Any]  # [P, H/2, 16] of each lane's position in its text
-    sin: NDArray[Any]
-    slots: NDArray[Any]  # [P, 16] float32: where each lane's key and value are
-    starts: NDArray[Any]  # [P + 1]: panel p has segments[starts[p] : starts[p + 1]]
-    segments: NDArray[Any]  # [n, 4]: slot of the text's first key, of the last + 1; first lane, last lane + 1
-
-
 class Prefix(NamedTuple):
-    """Keys and values of a prefix of texts, of every layer; or none, with `size` 0."""
+    """A prefix's keys and values in every layer; `size` 0 means none."""
 
     keys: NDArray[Any]  # [L, ...] as in Work
     values: NDArray[Any]
     size: int  # in slots, a multiple of 32
-    slots: NDArray[Any]  # of each text's first key
+    slots: NDArray[Any]  # [sequences]: of each one's first key
 
 
 class Batch(NamedTuple):
-    """Texts that pass the layers together."""
+    """A packed batch: sequences that pass the layers together."""
 
     rows: NDArray[Any]  # [tokens, D] of embed_tokens, as stored: float32, or bfloat16 bits (uint16)
-    stream: Stream
-    pooled: Stream
-    pooled_at: NDArray[Any]  # [texts] the pooled tokens' numbers in the stream; none: every token's state
-    cached: Prefix  # computed before: the stream holds the tokens behind it
-    saved: Prefix  # where the keys and values of the first text go, for others that begin with it
+    tokens: Tokens
+    pooled: Tokens  # the pooled tokens alone, side by side: the last layer's queries
+    pooled_at: NDArray[Any]  # [sequences]: their numbers in the batch; none: every token's state is asked for
+    cached: Prefix  # computed before: the batch holds the tokens behind it
+    saved: Prefix  # where the first sequence's keys and values go, for others that begin with it
 
 
 class Work(NamedTuple):
-    """Arrays that a forward pass writes."""
+    """The arrays that a forward pass writes."""
 
     x: NDArray[Any]  # [P, D', 16] residual stream
     pooled_x: NDArray[Any]  # [P of the pooled tokens, D', 16]
-    keys: NDArray[Any]  # of one layer; this and values: see kernels/kv_layout.py
+    keys: NDArray[Any]  # of one layer; keys and values as kernels/kv_layout.py says
     values: NDArray[Any]
     h: NDArray[Any]  # operand of D' rows, one block
     q: NDArray[Any]  # [block, N*H', 16]
     kv: NDArray[Any]  # [block, 2*K*H', 16]
-    attended: NDArray[Any]  # operand of N*H' rows, one block
+    attn_out: NDArray[Any]  # operand of N*H' rows, one block
     act: NDArray[Any]  # operand of F' rows, one block
     scratch: NDArray[Any]  # [threads, ...] float32
 
 
-class Panels(NamedTuple):
-    """The panels of a block: they lie at [first, first + count) of x, and at [0, count) of the operands."""
-
-    first: int
-    count: int
-
-
-class Worker(NamedTuple):
-    """One thread of a team."""
-
-    team: NDArray[Any]  # the counters of its barriers
-    thread: int
-    num_threads: int
-
-
-@inline
-def wait(me):
-    barrier(me.team, me.num_threads)
-
-
 def embed(x, rows, me):
-    """x = the tokens' rows of embed_tokens, as panels; zeros behind the last token."""
+    """x = the tokens' rows of embed_tokens, as panels; zeros behind the last token.
+
+    Its body is below, by the type of the rows (kernels/README.md, "Functions without a body").
+    """
 
 
 @overload(embed, jit_options={"nogil": True})
@@ -123,126 +98,129 @@ def _embed(x, rows, me):
 
 
 @inline
-def keys_values(x, panels, stream, layer, w, work, dims, me):
-    """h = rms_norm(x), and the layer's keys and values of these tokens."""
-    thread, num_threads = me.thread, me.num_threads
-    norm = w.input_layernorm[layer]
-    rms_norm(x, panels.first, panels.count, norm, dims.eps, work.h, thread, num_threads)
+def keys_values(x, panels, tokens, layer, w, work, dims, me):
+    """h = rms_norm(x), and the keys and values of these tokens, in this layer."""
+    scratch, here = work.scratch[me.thread], Panels(0, panels.count)
+    rms_norm(x, panels, w.input_layernorm[layer], dims.eps, work.h, me)
     wait(me)
-    matmul(w.kv_proj[layer], work.h, work.kv, 0, panels.count, work.scratch[thread], thread, num_threads)
+    matmul(w.kv_proj[layer], work.h, work.kv, here, scratch, me)
     wait(me)
-    store_keys_values(
-        work.kv, panels.count, panels.first, w.k_norm[layer], dims.eps, stream.cos, stream.sin, work.keys,
-        work.values, stream.slots, thread, num_threads,
-    )  # fmt: skip
+    store_keys_values(work.kv, panels, tokens, w.k_norm[layer], dims.eps, work.keys, work.values, me)
 
 
 @inline
-def attention(x, panels, stream, layer, w, work, dims, me):
+def attention(x, panels, tokens, layer, w, work, dims, me):
     """x += o_proj(attention(h)): the queries of a block, on keys and values that are there already."""
-    scratch, thread, num_threads = work.scratch[me.thread], me.thread, me.num_threads
-    matmul(w.q_proj[layer], work.h, work.q, 0, panels.count, scratch, thread, num_threads)
+    scratch, here = work.scratch[me.thread], Panels(0, panels.count)
+    matmul(w.q_proj[layer], work.h, work.q, here, scratch, me)
     wait(me)
-    norm_rope_queries(
-        work.q, panels.count, panels.first, w.q_norm[layer], dims.eps, stream.cos, stream.sin, thread,
-        num_threads,
-    )  # fmt: skip
+    norm_rope_queries(work.q, panels, tokens, w.q_norm[layer], dims.eps, me)
     wait(me)
-    attention_kernel.attention(
-        work.q, panels.count, panels.first, work.keys, work.values, dims.group, dims.head_dim, stream.starts,
-        stream.segments, stream.slots, work.attended, scratch, me.team, num_threads,
-    )  # fmt: skip
+    keys, values, group, head_dim = work.keys, work.values, dims.group, dims.head_dim
+    attend(work.q, panels, tokens, keys, values, group, head_dim, work.attn_out, scratch, me)
     wait(me)
-    matmul_add(w.o_proj[layer], work.attended, x, panels.first, panels.count, scratch, thread, num_threads)
+    matmul_add(w.o_proj[layer], work.attn_out, x, panels, scratch, me)
     wait(me)
 
 
 @inline
 def mlp(x, panels, layer, w, work, me):
-    """x += down_proj(silu(gate) * up) of h."""
-    scratch, thread, num_threads = work.scratch[me.thread], me.thread, me.num_threads
-    matmul_swiglu(w.gate_up_proj[layer], work.h, work.act, panels.count, scratch, thread, num_threads)
+    """x += down_proj(silu(gate_proj(h)) * up_proj(h))."""
+    scratch = work.scratch[me.thread]
+    matmul_swiglu(w.gate_up_proj[layer], work.h, work.act, panels.count, scratch, me)
     wait(me)
-    matmul_add(w.down_proj[layer], work.act, x, panels.first, panels.count, scratch, thread, num_threads)
+    matmul_add(w.down_proj[layer], work.act, x, panels, scratch, me)
     wait(me)
 
 
 @inline
-def block(x, panels, stream, layer, w, work, dims, me):
-    """reference.block from the queries on, for tokens whose h is there, and whose keys and values are."""
-    attention(x, panels, stream, layer, w, work, dims, me)
-    norm = w.post_attention_layernorm[layer]
-    rms_norm(x, panels.first, panels.count, norm, dims.eps, work.h, me.thread, me.num_threads)
+def block(x, panels, tokens, layer, w, work, dims, me):
+    """The rest of reference.block, once h, keys and values of these tokens exist."""
+    attention(x, panels, tokens, layer, w, work, dims, me)
+    rms_norm(x, panels, w.post_attention_layernorm[layer], dims.eps, work.h, me)
     wait(me)
     mlp(x, panels, layer, w, work, me)
 
 
 @inline
-def all_tokens(x, stream, layer, keys_only, w, work, dims, me):
-    """One layer of the whole stream; `keys_only`: no more than its keys and values. False if asked to
-    stop."""
-    first = 0
+def block_size(panels, most):
+    """Return how many panels pass a layer together: an even number, since tiles take them in pairs.
+
+    Blocks are of about one size: 17 panels are 10 and 7, not 16 and one for which all weights are read again.
+    """
+    blocks = -(-panels // most)
+    return min(most, -(-panels // (2 * blocks)) * 2)
+
+
+@inline
+def all_tokens(x, tokens, layer, keys_only, w, work, dims, me):
+    """Compute one layer for the whole batch, or its keys and values alone. False if asked to stop."""
+    first, size = 0, block_size(x.shape[0], work.h.shape[0])
     while first < x.shape[0]:
         if stopping(me.team):
             return False
-        panels = Panels(first, min(work.h.shape[0], x.shape[0] - first))
-        keys_values(x, panels, stream, layer, w, work, dims, me)
+        panels = Panels(first, min(size, x.shape[0] - first))
+        keys_values(x, panels, tokens, layer, w, work, dims, me)
         if keys_only:
             wait(me)
         else:
-            block(x, panels, stream, layer, w, work, dims, me)
+            block(x, panels, tokens, layer, w, work, dims, me)
         first += panels.count
     return True
 
 
 @inline
-def pooled_tokens(x, stream, layer, w, work, dims, me):
-    """The last layer's queries and MLP, of the pooled tokens alone. False if asked to stop."""
-    first = 0
+def pooled_tokens(x, tokens, layer, w, work, dims, me):
+    """Compute the last layer for the pooled tokens alone. False if asked to stop."""
+    first, size = 0, block_size(x.shape[0], work.h.shape[0])
     while first < x.shape[0]:
         if stopping(me.team):
             return False
-        panels = Panels(first, min(work.h.shape[0], x.shape[0] - first))
-        norm = w.input_layernorm[layer]
-        rms_norm(x, panels.first, panels.count, norm, dims.eps, work.h, me.thread, me.num_threads)
+        panels = Panels(first, min(size, x.shape[0] - first))
+        rms_norm(x, panels, w.input_layernorm[layer], dims.eps, work.h, me)
         wait(me)
-        block(x, panels, stream, layer, w, work, dims, me)
+        block(x, panels, tokens, layer, w, work, dims, me)
         first += panels.count
     return True
 
 
 @inline
-def copy_prefix(prefix, layer, work, me):
-    """A cached prefix's keys and values, to each text's slots. Whole groups of slots are copied: those past
-    the prefix are overwritten behind the barriers of keys_values."""
+def load_prefix(prefix, layer, work, me):
+    """Copy a cached prefix's keys and values to each sequence's slots.
+
+    Whole groups of 32 slots are copied: those past the prefix are overwritten later, behind the barriers of
+    keys_values.
+    """
     if prefix.size > 0:
         cached, here = (prefix.keys[layer], prefix.values[layer]), (work.keys, work.values)
         for slot in prefix.slots:
-            copy_slots(cached, 0, here, slot, prefix.size, me.thread, me.num_threads)
+            copy_slots(cached, 0, here, slot, prefix.size, me)
 
 
 @inline
-def save_prefix(prefix, layer, work, me):
-    """The first text's keys and values, to the cache. They are complete here, and nothing overwrites them
-    before the next layer's first barrier."""
+def store_prefix(prefix, layer, work, me):
+    """Copy the first sequence's keys and values into the cache entry.
+
+    They are complete here, and nothing overwrites them before the next layer's first barrier.
+    """
     if prefix.size > 0:
         cached, here = (prefix.keys[layer], prefix.values[layer]), (work.keys, work.values)
-        copy_slots(here, prefix.slots[0], cached, 0, prefix.size, me.thread, me.num_threads)
+        copy_slots(here, prefix.slots[0], cached, 0, prefix.size, me)
 
 
 @entry_point
 def forward(w, dims, batch, work, team, thread, num_threads):
-    """The final states of the pooled tokens, in work.pooled_x; with none, those of all tokens, in work.x."""
+    """Compute the final states: of the pooled tokens in work.pooled_x, or, with none, of all in work.x."""
     me, layers = Worker(team, thread, num_threads), w.input_layernorm.shape[0]
     pooling = batch.pooled_at.size > 0
     embed(work.x, batch.rows, me)
     wait(me)
     for layer in range(layers):
-        copy_prefix(batch.cached, layer, work, me)
+        load_prefix(batch.cached, layer, work, me)
         keys_only = pooling and layer == layers - 1
-        if not all_tokens(work.x, batch.stream, layer, keys_only, w, work, dims, me):
+        if not all_tokens(work.x, batch.tokens, layer, keys_only, w, work, dims, me):
             return
-        save_prefix(batch.saved, layer, work, me)
+        store_prefix(batch.saved, layer, work, me)
     x = work.x
     if pooling:
         x = work.pooled_x
@@ -250,13 +228,15 @@ def forward(w, dims, batch, work, team, thread, num_threads):
         wait(me)
         if not pooled_tokens(x, batch.pooled, layers - 1, w, work, dims, me):
             return
-    rms_norm(x, 0, x.shape[0], w.norm, dims.eps, x, thread, num_threads)
+    rms_norm(x, Panels(0, x.shape[0]), w.norm, dims.eps, x, me)
 
 
 @inline
 def pool(pooled_x, x, pooled_at, me):
-    """pooled_x = the tokens at pooled_at, side by side. Before the last layer, whose other outputs nobody
-    reads."""
+    """pooled_x = the tokens at pooled_at, side by side.
+
+    It comes before the last layer, whose other outputs nobody reads.
+    """
     first, last = share(pooled_x.shape[0], me.thread, me.num_threads)
     for p in range(first, last):
         for lane in range(16):
@@ -268,29 +248,29 @@ def pool(pooled_x, x, pooled_at, me):
 
 
 @entry_point
-def stage(layer, w, dims, batch, work, attended_x, mlp_x, team, thread, num_threads):
-    """`forward` of all tokens, one stage after the other: layer -1 is the embedding, L the final norm. A
-    layer's two sums are kept apart: attended_x and mlp_x [P, D', 16], zeros before, are what attention and
-    MLP add."""
+def stage(layer, w, dims, batch, work, attn_x, mlp_x, team, thread, num_threads):
+    """Compute one stage of `forward`, of all tokens: layer -1 is the embedding, L the final norm.
+
+    What a layer's attention and MLP add is kept apart, in attn_x and mlp_x [P, D', 16], zeros before.
+    """
     me, x = Worker(team, thread, num_threads), work.x
     if layer < 0:
         embed(x, batch.rows, me)
         return
     if layer == w.input_layernorm.shape[0]:
-        rms_norm(x, 0, x.shape[0], w.norm, dims.eps, x, thread, num_threads)
+        rms_norm(x, Panels(0, x.shape[0]), w.norm, dims.eps, x, me)
         return
-    first = 0
+    first, size = 0, block_size(x.shape[0], work.h.shape[0])
     while first < x.shape[0]:
         if stopping(team):
             return
-        panels = Panels(first, min(work.h.shape[0], x.shape[0] - first))
-        keys_values(x, panels, batch.stream, layer, w, work, dims, me)
-        attention(attended_x, panels, batch.stream, layer, w, work, dims, me)
+        panels = Panels(first, min(size, x.shape[0] - first))
+        keys_values(x, panels, batch.tokens, layer, w, work, dims, me)
+        attention(attn_x, panels, batch.tokens, layer, w, work, dims, me)
         mine, end = share(panels.count, thread, num_threads)
-        x[first + mine : first + end] += attended_x[first + mine : first + end]
+        x[first + mine : first + end] += attn_x[first + mine : first + end]
         wait(me)
-        norm = w.post_attention_layernorm[layer]
-        rms_norm(x, panels.first, panels.count, norm, dims.eps, work.h, thread, num_threads)
+        rms_norm(x, panels, w.post_attention_layernorm[layer], dims.eps, work.h, me)
         wait(me)
         mlp(mlp_x, panels, layer, w, work, me)
         x[first + mine : first + end] += mlp_x[first + mine : first + end]

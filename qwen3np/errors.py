@@ -1,4 +1,4 @@
-"""The package's own exception."""
+"""The exception that says what is wrong with a model's files."""
 
 
 class CheckpointError(ValueError):

@@ -1,4 +1,4 @@
-"""Vectors of one byte or one bit a channel, as sentence-transformers makes them."""
+"""Vectors of one byte or one bit per dimension, as sentence-transformers makes them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# By which array a precision is stored.
-STORED = {"float32": "float32", "int8": "int8", "uint8": "uint8", "binary": "int8", "ubinary": "uint8"}
-PRECISIONS = tuple(STORED)
+# Precision -> dtype of the array that holds it.
+STORED_AS = {"float32": "float32", "int8": "int8", "uint8": "uint8", "binary": "int8", "ubinary": "uint8"}
+VECTOR_PRECISIONS = tuple(STORED_AS)
 
 
 def quantization_ranges(embeddings: ArrayLike) -> NDArray[np.float32]:
-    """Smallest and largest value of each channel, [2, dim]: what int8 and uint8 divide into 255 steps."""
+    """Return the smallest and the largest value of each dimension, float32 [2, dim].
+
+    int8 and uint8 divide these ranges into 255 steps.
+
+    Args:
+        embeddings: Vectors [N, dim], typical of those to be quantised; two or more.
+
+    Raises:
+        TypeError: `embeddings` is not an array of floats.
+        ValueError: There are fewer than two vectors, or they are not finite.
+    """
     x = _floats(embeddings, "the vectors that ranges are taken from")
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(
@@ -24,21 +34,24 @@ def quantization_ranges(embeddings: ArrayLike) -> NDArray[np.float32]:
 
 
 def starts_and_steps(ranges: ArrayLike, dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """[dim] each. A channel whose values were all the same has steps of 1. Raises ValueError for what
-    quantization_ranges would not return."""
+    """Return where each dimension's range starts and how wide its 255 steps are, [dim] each.
+
+    A dimension whose values were all the same has steps of 1. Raises ValueError for what quantization_ranges
+    would not return.
+    """
     with np.errstate(over="ignore"):
         found = _floats(_floats(ranges, "ranges").astype(np.float32), "ranges")
     if found.shape != (2, dim):
         raise ValueError(
-            f"ranges must be [2, {dim}], the smallest and the largest value of each channel, found "
+            f"ranges must be [2, {dim}], the smallest and the largest value of each dimension, found "
             f"{list(found.shape)}"
         )
     starts, ends = found
     if (ends < starts).any():
-        channel = int(np.argmax(ends < starts))
+        at = int(np.argmax(ends < starts))
         raise ValueError(
-            f"ranges are reversed: channel {channel} goes from {starts[channel]} to {ends[channel]}; the "
-            "smallest values come first"
+            f"ranges are reversed: dimension {at} goes from {starts[at]} to {ends[at]}; the smallest values "
+            "come first"
         )
     with np.errstate(over="ignore"):
         steps = (ends - starts) / np.float32(255)
@@ -53,17 +66,25 @@ def quantize_embeddings(
     ranges: ArrayLike | None = None,
     calibration_embeddings: ArrayLike | None = None,
 ) -> NDArray[Any]:
-    """Float vectors [..., dim] -> a lower precision.
+    """Quantise float vectors [..., dim] to a lower precision.
 
-    "int8", "uint8": each channel's range in 255 steps, [..., dim]. The ranges [2, dim] are given, or those of
-    calibration_embeddings, or of the vectors themselves. "binary" (int8), "ubinary" (uint8): one bit a
-    channel, whether it is above zero, [..., dim / 8].
+    Vectors that are compared with each other must be quantised with the same ranges.
 
-    Vectors that are compared must be quantised with the same ranges. Raises ValueError for an unknown
-    precision, where there are no two vectors to take ranges from, and for vectors and ranges that are not
-    finite; TypeError for what is not an array of floats."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    Args:
+        embeddings: The vectors.
+        precision: "int8" or "uint8": a step of 1/255 of each dimension's range, [..., dim]. "binary" (stored
+            as int8) or "ubinary" (uint8): one bit per dimension, set where it is above zero, [..., dim / 8].
+            "float32" changes nothing.
+        ranges: The ranges [2, dim] of int8 and uint8, as `quantization_ranges` returns them.
+        calibration_embeddings: Vectors to take the ranges from. Default: the vectors themselves.
+
+    Raises:
+        TypeError: An argument is not an array of floats.
+        ValueError: The precision is unknown, there are fewer than two vectors to take ranges from, or vectors
+            or ranges are not finite.
+    """
+    if precision not in VECTOR_PRECISIONS:
+        raise ValueError(f"precision {precision!r} is not one of {', '.join(VECTOR_PRECISIONS)}")
     x = _floats(embeddings, "the vectors to quantise")
     if precision == "float32":
         return x.astype(np.float32)
@@ -80,7 +101,7 @@ def quantize_embeddings(
 
 
 def _floats(x: Any, what: str) -> NDArray[Any]:
-    """As an array of finite floats."""
+    """Return x as an array of finite floats; errors call it `what`."""
     if np.ma.isMaskedArray(x):
         raise TypeError(f"{what} are a masked array: drop the rows that are masked, or fill them")
     found = np.asarray(x)

@@ -1,59 +1,63 @@
 """The Qwen3 encoder, to be read from top to bottom.
 
-A text's token ids go in, a unit vector comes out. NumPy only: no kernels, no padding, no cache, one text at a
-time. This file is the specification; engine.py has the same functions in the same order, made fast. It runs
-in the precision of the weights it is given: float32, or float64 for a ground truth.
+A text's token ids go in, a unit vector comes out. NumPy only: no kernels, no padding, no cache, one text at
+a time. It runs in the precision of the weights it is given: float32, or float64 for a ground truth. This
+file is the specification; engine.py has the same functions in the same order, made fast.
 
-A name's suffix tells its shape; a weight has the name and the shape [out, in] it has in the checkpoint.
+A name's suffix tells its shape. A weight has the name and the shape [out, in] that it has in the checkpoint.
 
     T  tokens that ask (queries)              V  vocabulary                      151669
     S  tokens that are seen (keys), = T       D  hidden_size                       1024
     N  query heads                   16       F  intermediate_size                 3072
     K  key/value heads                8       L  layers                              28
     G  query heads per key/value head 2       H  head_dim                           128
+    B  texts                                  P  pairs of channels, H/2              64
                                               (the numbers: Qwen3-Embedding-0.6B)
 
 What differs from Llama is marked with [Qwen3].
 
-Source: the published weights are defined by transformers' modeling_qwen3.py; "Qwen3 Embedding",
-arXiv:2506.05176.
+Sources: transformers' modeling_qwen3.py, which defines what the published weights mean; "Qwen3 Embedding:
+Advancing Text Embedding and Reranking Through Foundation Models", arXiv:2506.05176.
 """
 
 import numpy as np
 
 
 def embed(ids_T, embed_tokens):
-    """Rows of the table as they are, no scaling."""
+    """Look up the tokens' rows of the table, as they are: no scaling."""
     return embed_tokens[ids_T]
 
 
 def silu(x):
-    """x * sigmoid(x)  (arXiv:1702.03118). The bound keeps exp finite: e^88 is the last power float32 can
-    hold."""
+    """x * sigmoid(x)  (arXiv:1702.03118).
+
+    The bound keeps exp finite: e^88 is the last power that float32 can hold.
+    """
     return x / (1 + np.exp(np.minimum(-x, 88)))
 
 
 def softmax(x):
-    """exp(x) / sum(exp(x)) over the last axis; subtracting the maximum changes nothing but keeps exp
-    finite."""
+    """exp(x) / sum(exp(x)) over the last axis.
+
+    Subtracting the maximum changes nothing but keeps exp finite.
+    """
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
 def rms_norm(x, weight, eps):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis  (arXiv:1910.07467). No mean is subtracted, no
-    bias added.
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis  (arXiv:1910.07467).
 
-    Never in half precision: the real 0.6B has one channel near 5700 at the first token, and 5700^2 overflows
-    float16.
+    No mean is subtracted, no bias added. Never in half precision: the real 0.6B has one channel near 5700
+    at the first token, and 5700^2 overflows float16.
     """
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
 def rope_table(T, H, theta):
-    """cos and sin of position * theta^(-2i/H), i = 0 .. H/2-1: two arrays [T, P = H/2]  (arXiv:2104.09864).
+    """cos and sin of position * theta^(-2i/H), i = 0 .. H/2-1: two arrays [T, P]  (arXiv:2104.09864).
 
-    Channel pair i turns by one radian every theta^(2i/H) tokens: i = 0 every token, the last about every
+    Channel pair i rotates by one radian every theta^(2i/H) tokens: i = 0 every token, the last about every
     million. Frequencies, angles and cosines are float32 values, whatever the weights: the published
     arithmetic rounds the angles like this, and an exact table would differ from it by up to 1e-3 radians at
     position 30000.
@@ -65,11 +69,12 @@ def rope_table(T, H, theta):
 
 
 def apply_rope(x_TNH, cos, sin):
-    """Rotate each head's channels by the token's angles. Channel i pairs with i + H/2, not with its
-    neighbour:
+    """Rotate each head's channels by the token's angles.
 
-    channel   0   1  ...  63 | 64  65 ... 127
-              a0  a1     a63 | b0  b1     b63        (a_i, b_i) turns by angle i
+    Channel i pairs with i + H/2, not with its neighbour:
+
+        channel   0   1  ...  63 | 64  65 ... 127
+                  a0  a1     a63 | b0  b1     b63        (a_i, b_i) is rotated by angle i
     """
     a, b = np.split(x_TNH, 2, axis=-1)
     cos, sin = cos[:, None, :], sin[:, None, :]  # the same angles for every head
@@ -83,19 +88,18 @@ def attention(x_TD, cos, sin, eps, q_proj, k_proj, v_proj, o_proj, q_norm, k_nor
     k_SKH = (x_TD @ k_proj.T).reshape(T, -1, H)
     v_SKH = (x_TD @ v_proj.T).reshape(T, -1, H)
 
-    # [Qwen3] each head's query and key is RMS-normalised over its own H channels, before RoPE; values are
-    # not.
+    # [Qwen3] each query and key head is RMS-normalised over its own H channels, before RoPE; values are not.
     q_TNH = apply_rope(rms_norm(q_TNH, q_norm, eps), cos, sin)
     k_SKH = apply_rope(rms_norm(k_SKH, k_norm, eps), cos, sin)
 
     N, K = q_TNH.shape[1], k_SKH.shape[1]
     G = N // K
-    hidden_TS = np.triu(np.ones((T, T), bool), k=1)  # a token sees itself and what came before
+    future_TS = np.triu(np.ones((T, T), bool), k=1)  # a token sees itself and what came before
     out_TNH = np.empty_like(q_TNH)
     for n in range(N):
         k = n // G  # G neighbouring query heads share one key/value head
         scores_TS = q_TNH[:, n] @ k_SKH[:, k].T * x_TD.dtype.type(H**-0.5)
-        scores_TS[hidden_TS] = -np.inf
+        scores_TS[future_TS] = -np.inf
         out_TNH[:, n] = softmax(scores_TS) @ v_SKH[:, k]
     return out_TNH.reshape(T, N * H) @ o_proj.T
 
@@ -116,11 +120,9 @@ def block(x_TD, layer, cos, sin, eps):
 
 
 def forward(texts, embed_tokens, layers, norm, eps, theta, head_dim):
-    """Token ids of each text -> its states x_TD after the last layer and the final norm, a list as long as
-    `texts`.
+    """Token ids of each text -> its states x_TD after the last layer and the final norm, in a list.
 
-    `layers` yields each layer's weights once; all texts pass before the next is read, each of them on its
-    own.
+    `layers` yields each layer's weights once: all texts pass, each on its own, before the next is read.
     """
     xs = [embed(ids_T, embed_tokens) for ids_T in texts]
     tables = [rope_table(len(ids_T), head_dim, theta) for ids_T in texts]
@@ -130,17 +132,17 @@ def forward(texts, embed_tokens, layers, norm, eps, theta, head_dim):
 
 
 def pool(x_TD):
-    """The state of the last token, which is the appended <|endoftext|>: the only one that has seen the
-    whole text."""
+    """The state of the last token, the appended <|endoftext|>: the only one that has seen the whole text."""
     return x_TD[-1]
 
 
 def normalize(x_BD, dim=None):
-    """Unit vectors of the first `dim` channels: the model is trained so that any prefix of 32 or more is an
-    embedding too (Matryoshka, arXiv:2205.13147). Cut first, then normalise."""
+    """Unit vectors of the first `dim` dimensions: truncate, then normalise  (Matryoshka, arXiv:2205.13147).
+
+    The model is trained so that any prefix of 32 or more dimensions is an embedding too.
+    """
     x_BD = x_BD[..., :dim]
-    # In float64, and by cumsum, which adds in order: the engine uses this too, and has the same bits on every
-    # CPU.
+    # In float64, and by cumsum, which adds in order: vectors of the engine have the same bits on every CPU.
     squared_B1 = np.cumsum(np.square(x_BD, dtype=np.float64), axis=-1)[..., -1:]
     length_B1 = np.maximum(np.sqrt(squared_B1), 1e-12)  # PyTorch's bound: a zero vector stays zero
     return x_BD / length_B1.astype(x_BD.dtype)

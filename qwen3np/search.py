@@ -1,9 +1,9 @@
 """Similarity of vectors, and exact search in many of them.
 
 Memory is bounded: a corpus is read in blocks of rows, so it may be a memory-mapped array larger than RAM
-(`np.load(path, mmap_mode="r")`). Which rows are the best does not depend on the blocks, nor on where in them
-a row stands: products of float32 matrices, whose roundings do, only find the candidates, and those are scored
-in float64 one by one. Equal rows have equal scores.
+(`np.load(path, mmap_mode="r")`). Which rows are the best depends neither on the blocks nor on where in them a
+row stands: products of float32 matrices, whose rounding does depend on it, only find the candidates; those
+are scored in float64, one by one. Equal rows have equal scores.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .quantization import PRECISIONS, STORED, starts_and_steps
+from .quantization import STORED_AS, VECTOR_PRECISIONS, starts_and_steps
 
 Vectors = NDArray[np.float32]
 Scores = NDArray[np.float64]
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-BLOCK_ROWS = 16384  # of a corpus at a time: 64 MB of 1024 float32 channels
-QUERIES = 256  # at a time: their scores of a block are 16 MB
-EXACT_ROWS = 1024  # scored in float64 at a time
-EPSILON = 2.0**-24  # the rounding of a float32
+BLOCK_ROWS = 16384  # rows of a corpus read at a time: 64 MB of 1024 float32 dimensions
+QUERIES = 256  # queries at a time: their scores of a block are 16 MB
+EXACT_ROWS = 1024  # rows scored in float64 at a time
+EPSILON = 2.0**-24  # largest relative rounding error of float32
 
 
 def similarity(a: ArrayLike, b: ArrayLike, name: str = "cosine") -> Vectors:
-    """Every vector of `a` [A, dim] with every one of `b` [B, dim] -> [A, B].
+    """Compare every vector of `a` [A, dim] with every one of `b` [B, dim] -> [A, B].
 
-    Larger is more alike: the euclidean and manhattan distances are negative. A zero vector has the cosine 0.
+    Larger is more alike: euclidean and manhattan distances are negated. A zero vector has the cosine 0.
     """
     a, b = as_matrix(a), as_matrix(b)
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"vectors of {a.shape[1]} and of {b.shape[1]} channels cannot be compared")
+        raise ValueError(f"vectors of {a.shape[1]} and of {b.shape[1]} dimensions cannot be compared")
     if name == "cosine":
         return unit(a) @ unit(b).T
     if name == "dot":
         return a @ b.T
     scores = np.empty((len(a), len(b)), np.float32)
-    for i, row in enumerate(a):  # a row at a time: the differences of all pairs are len(a) times larger
+    for i, row in enumerate(a):  # row by row: the differences of all pairs would take len(a) times the memory
         scores[i] = exact_scores(name, row, b)
     return scores
 
 
 def similarity_pairwise(a: ArrayLike, b: ArrayLike, name: str = "cosine") -> Vectors:
-    """Vector i of `a` with vector i of `b` -> [len(a)]."""
+    """Compare vector i of `a` with vector i of `b` -> [len(a)]."""
     a, b = as_matrix(a), as_matrix(b)
     if a.shape != b.shape:
         raise ValueError(
@@ -56,13 +56,17 @@ def similarity_pairwise(a: ArrayLike, b: ArrayLike, name: str = "cosine") -> Vec
 
 
 def check_similarity(name: str) -> str:
+    """Return the name, or raise ValueError for one that is not in SIMILARITIES."""
     if name not in SIMILARITIES:
         raise ValueError(f"similarity {name!r} is not one of {', '.join(SIMILARITIES)}")
     return name
 
 
 def as_matrix(x: ArrayLike, what: str = "vectors") -> Vectors:
-    """One vector or many, as float32. Raises TypeError for what is not an array of real numbers."""
+    """Return one vector or many as a float32 matrix.
+
+    Raises TypeError for what is not an array of real numbers; errors call it `what`.
+    """
     found = _array(x, what)
     if found.dtype.kind not in "fiu" or found.dtype.itemsize == 1:
         hint = " (quantised vectors are searched by semantic_search with corpus_precision)"
@@ -77,7 +81,7 @@ def as_matrix(x: ArrayLike, what: str = "vectors") -> Vectors:
 
 
 def unit(x: Vectors) -> Vectors:
-    """Each vector divided by its length, whatever that is; a zero vector stays zero."""
+    """Divide each vector by its length, however large or small; a zero vector stays zero."""
     lengths = _lengths(x)
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         units = x / lengths.astype(np.float32)[:, None]
@@ -89,7 +93,11 @@ def unit(x: Vectors) -> Vectors:
 
 
 def _lengths(x: Vectors) -> Scores:
-    """In float32 where its squares can be held, else in float64, which holds those of all float32."""
+    """Return the vectors' lengths.
+
+    They are computed in float32 where it can hold the squares, else in float64, which holds those
+    of every float32.
+    """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         lengths = np.sqrt(np.einsum("ij,ij->i", x, x)).astype(np.float64)
         odd = ~_usual(lengths)
@@ -103,11 +111,13 @@ def _usual(lengths: Scores) -> NDArray[np.bool_]:
 
 
 def exact_scores(name: str, query: Vectors, rows: Vectors) -> Scores:
-    """In float64, along the last axis, `query` [dim] or [N, dim] with `rows` [N, dim]. A row's score depends
-    on nothing but the row."""
+    """Score rows [N, dim] in float64 against one query [dim] or against one per row [N, dim].
+
+    A row's score depends on nothing but the row and its query.
+    """
     scores = np.empty(len(rows))
     for start in range(0, len(rows), EXACT_ROWS):
-        # In C order: numpy adds the channels of other layouts in another order.
+        # In C order: NumPy adds the values of other layouts in another order.
         b = rows[start : start + EXACT_ROWS].astype(np.float64, order="C")
         a = (query[start : start + EXACT_ROWS] if query.ndim == 2 else query[None]).astype(np.float64)
         if name == "euclidean":
@@ -120,7 +130,7 @@ def exact_scores(name: str, query: Vectors, rows: Vectors) -> Scores:
                 length = np.sqrt(np.sum(a * a, axis=-1)) * np.sqrt(np.sum(b * b, axis=-1))
                 score /= np.where(length == 0, 1, length)
         scores[start : start + EXACT_ROWS] = score
-    # Rounded to float32, where it can be: cosines that only rounding tells apart are equal.
+    # Rounded to float32 where it can hold them: cosines that only rounding tells apart are equal.
     with np.errstate(over="ignore"):
         rounded = scores.astype(np.float32).astype(np.float64)
     return np.where(np.isfinite(rounded), rounded, scores)
@@ -137,23 +147,29 @@ def semantic_search(
     rescore_embeddings: Any = None,
     rescore_multiplier: int = 4,
 ) -> list[list[dict[str, Any]]]:
-    """The most similar rows of a corpus for each query, best first: a list of {"corpus_id", "score"} a query.
+    """Find the most similar rows of a corpus for each query, best first.
 
     Args:
-        queries: float vectors [Q, dim], or one [dim].
-        corpus: [N, dim], read in blocks; "binary" and "ubinary" rows hold 8 channels a byte.
-        top_k: results a query; all N if there are fewer.
-        score_function: "cosine", "dot", "euclidean" or "manhattan"; quantised corpora are searched by
-        "cosine" or "dot".
-        corpus_precision: how the corpus was quantised (`quantize_embeddings`). int8 and uint8 rows are scored
-        with their channels' values in the middle of their steps; `ranges` [2, dim] must be those they were
-        quantised with. binary rows are searched by Hamming distance, and the nearest rescore_multiplier *
-        top_k scored anew as rows of +1 and -1.
-        rescore_embeddings: float vectors [N, dim], such as a memory-mapped file: the nearest
-        rescore_multiplier * top_k rows of a quantised search are scored anew with these.
+        queries: Float vectors [Q, dim], or one [dim].
+        corpus: The vectors to search, [N, dim], read in blocks: an array, or a memory-mapped file. Rows of
+            "binary" and "ubinary" hold 8 dimensions per byte.
+        top_k: Number of results per query; all N if there are fewer.
+        score_function: "cosine", "dot", "euclidean" or "manhattan". Quantised corpora are searched by
+            "cosine" or "dot".
+        corpus_precision: How the corpus was quantised (see `quantize_embeddings`). int8 and uint8 rows are
+            scored with the middle of each step. binary rows are searched by Hamming distance; the nearest
+            rescore_multiplier * top_k are scored again as rows of +1 and -1.
+        ranges: The ranges [2, dim] that an int8 or uint8 corpus was quantised with.
+        rescore_embeddings: Float vectors [N, dim], such as a memory-mapped file, to score the nearest
+            rescore_multiplier * top_k rows of a quantised search again.
+        rescore_multiplier: See corpus_precision and rescore_embeddings.
 
-    Equal scores come in the order of the corpus. Raises ValueError for shapes that do not fit and for vectors
-    that are not finite, TypeError for arrays of other types than `corpus_precision` says.
+    Returns:
+        One list per query of {"corpus_id": row, "score": number}. Equal scores keep the corpus' order.
+
+    Raises:
+        TypeError: The corpus has another dtype than corpus_precision says.
+        ValueError: Shapes do not fit, or vectors are not finite.
     """
     queries_QD = as_matrix(queries, "queries")
     corpus_ND = _sliceable(corpus)
@@ -199,11 +215,15 @@ def semantic_search(
 
 
 class Nearest:
-    """The best rows for each query among the blocks of a corpus that have been added, in their order.
+    """The best rows for each query, among the blocks of a corpus that have been added so far.
 
-    found: for each query the numbers of the rows and their scores, best first, the earlier row where two are
-    equal.
-    score_function: one of SIMILARITIES, or "hamming", whose blocks are packed bits.
+    `found` holds, per query, the row numbers and their scores, best first; of equal scores the earlier
+    row comes first.
+
+    Args:
+        queries: Float vectors [Q, dim].
+        count: Number of rows kept per query.
+        score_function: One of SIMILARITIES, or "hamming", whose blocks are packed bits.
     """
 
     def __init__(self, queries: Vectors, count: int, score_function: str) -> None:
@@ -215,7 +235,10 @@ class Nearest:
         self.found = [(np.empty(0, np.int64), np.empty(0)) for _ in queries]
 
     def add(self, block: Any) -> None:
-        """[N, dim]. Raises ValueError for a row that is not finite: no score would say where it belongs."""
+        """Add the next block of the corpus, [N, dim].
+
+        Raises ValueError for a row that is not finite: no score would say where it belongs.
+        """
         for i, (new, scores) in enumerate(self._scored(block)):
             ids, best = self.found[i]
             ids, best = np.concatenate([ids, self._rows + new]), np.concatenate([best, scores])
@@ -224,7 +247,7 @@ class Nearest:
         self._rows += len(block)
 
     def _scored(self, block: Any) -> Iterator[tuple[NDArray[np.int64], Scores]]:
-        """For each query: rows of the block, all that may be among its best, and their exact scores."""
+        """Yield, per query, the rows of the block that may be among its best, and their exact scores."""
         if self._name == "hamming":
             for row in hamming(self._queries, block):
                 yield np.arange(len(block)), row.astype(np.float64)
@@ -244,13 +267,13 @@ class Nearest:
                 yield new, exact_scores(self._name, query, block[new])
 
     def _candidates(self, i: int, rough: Vectors, lengths: Scores | None) -> NDArray[np.int64]:
-        """Rows that may be among the best, by scores that are off by the roundings of float32."""
+        """Return the rows that may be among query i's best, by scores that float32 has rounded."""
         dim = self._queries.shape[1]
         # |error| <= dim * EPSILON * |a| |b| in whatever order the products are added (Higham, Accuracy and
-        # Stability, 3.1); twice for the lengths, twice to be safe; and what is lost below the normal numbers.
+        # Stability, 3.1); doubled for the lengths, doubled to be safe; and what subnormal numbers lose.
         size = 1.0 if lengths is None else self._lengths[i] * lengths
         margin = 4 * (dim + 16) * EPSILON * size + dim * 2.0**-125
-        margin = np.where(np.isfinite(rough), margin, np.inf)  # the product is too large for float32
+        margin = np.where(np.isfinite(rough), margin, np.inf)  # a product too large for float32 says nothing
         rough = np.where(np.isfinite(rough), rough, 0)
         best = self.found[i][1]
         least = best[-1] if len(best) == self._count else -np.inf
@@ -260,18 +283,20 @@ class Nearest:
 
 
 def _check_search(queries: Vectors, corpus: Any, score_function: str, precision: str, rescore: Any) -> None:
+    """Raise ValueError or TypeError for arguments of semantic_search that do not fit together."""
     check_similarity(score_function)
-    if precision not in PRECISIONS:
-        raise ValueError(f"corpus_precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if precision not in VECTOR_PRECISIONS:
+        raise ValueError(f"corpus_precision {precision!r} is not one of {', '.join(VECTOR_PRECISIONS)}")
     if precision != "float32" and score_function not in ("cosine", "dot"):
         raise ValueError(f"a corpus of {precision} is searched by cosine or dot, not by {score_function}")
     dim = queries.shape[1]
     columns = -(-dim // 8) if precision.endswith("binary") else dim
     if corpus.ndim != 2 or corpus.shape[1] != columns:
         raise ValueError(
-            f"queries of {dim} channels need a {precision} corpus [N, {columns}], found {list(corpus.shape)}"
+            f"queries of {dim} dimensions need a {precision} corpus [N, {columns}], "
+            f"found {list(corpus.shape)}"
         )
-    stored = STORED[precision]
+    stored = STORED_AS[precision]
     if precision != "float32" and corpus.dtype != stored:
         raise TypeError(f"a corpus of {precision} is an array of {stored}, found {corpus.dtype}")
     if precision == "float32":
@@ -285,11 +310,12 @@ def _check_search(queries: Vectors, corpus: Any, score_function: str, precision:
 
 
 def _sliceable(x: Any) -> Any:
-    """What has rows that are read when they are taken, such as a file, stays that; lists become arrays."""
+    """Return what can be sliced: arrays and files as they are, read row by row; lists as arrays."""
     return x if isinstance(getattr(x, "dtype", None), np.dtype) else np.asarray(x)
 
 
 def positive(name: str, value: Any) -> int:
+    """Return the value as an int, or raise ValueError that calls it `name`."""
     try:
         number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
     except TypeError:
@@ -306,6 +332,14 @@ def _array(x: Any, what: str) -> NDArray[Any]:
 
 
 def _check_finite(rows: Vectors, what: str, first: int = 0, numbers: Any = None) -> None:
+    """Raise ValueError for the first row that is not finite.
+
+    Args:
+        rows: The rows.
+        what: What the error calls a row.
+        first: The number of the first row.
+        numbers: The numbers of all rows, if they are not consecutive.
+    """
     good = np.isfinite(rows).all(axis=1)
     if not good.all():
         bad = int(np.argmin(good))
@@ -317,8 +351,12 @@ def _check_finite(rows: Vectors, what: str, first: int = 0, numbers: Any = None)
 
 
 def hamming(queries: Vectors, corpus: Any) -> Vectors:
-    """Minus the number of channels whose signs differ: float queries [Q, dim], packed corpus [N, dim / 8] ->
-    [Q, N]."""
+    """Return minus the number of dimensions whose signs differ, [Q, N].
+
+    Args:
+        queries: Float vectors [Q, dim].
+        corpus: Packed rows [N, dim / 8].
+    """
     bits = _as_bits(corpus)
     scores = np.empty((len(queries), len(bits)), np.float32)
     for i, query in enumerate(np.packbits(queries > 0, axis=1)):
@@ -327,6 +365,6 @@ def hamming(queries: Vectors, corpus: Any) -> Vectors:
 
 
 def _as_bits(rows: Any) -> NDArray[np.uint8]:
-    """Packed rows as they were packed: "binary" is stored less 128."""
+    """Return packed rows as they were packed: "binary" is stored less 128."""
     rows = np.asarray(rows)
     return (rows.astype(np.int16) + 128).astype(np.uint8) if rows.dtype == np.int8 else rows

@@ -8,20 +8,25 @@ from collections.abc import Sequence
 
 from wcwidth import clip, ljust, rjust, width
 
-GAP = 2  # columns between two of a table's
-LEAST = 16  # columns that a text keeps, however narrow the terminal
+GAP = 2  # terminal columns between two columns of a table
+LEAST = 16  # terminal columns that a text keeps, however narrow the terminal
 
 
 def terminal_columns(otherwise: int | None = None) -> int | None:
-    """How wide the terminal on stdout is, or what COLUMNS says; `otherwise` where there is neither."""
+    """The width of the terminal on stdout, or what COLUMNS says; `otherwise` where there is neither."""
     return shutil.get_terminal_size((otherwise or 0, 24)).columns or None
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None = None) -> str:
-    """Each as wide as its longest cell: the first to the left, the others to the right if they hold numbers.
+    """Lay out rows below a header, each column as wide as its longest cell; numbers are right-aligned.
 
-    A table of more than `columns` columns has its longest texts cut; where that would not do, what is to the
-    right comes below, behind the first column once more where there is room for it.
+    A table wider than the terminal has its longest texts truncated. Where that is not enough, the columns
+    on the right come below, beside the first column once more where there is room for it.
+
+    Args:
+        header: one cell per column.
+        rows: the same.
+        columns: of the terminal; default: any width will do.
     """
     cells = [[one_line(cell, columns) for cell in row] for row in (header, *rows)]
     by_column = list(zip(*cells, strict=True))
@@ -42,23 +47,28 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | N
 
 
 def one_line(text: str, columns: int | None = None) -> str:
-    """Without line ends and control characters, which would break the table, or steer the terminal. Of a text
-    of megabytes only what `columns` columns can show is looked at."""
+    """Remove line ends and control characters, which would break the table, or steer the terminal.
+
+    Of a text of megabytes only what `columns` columns can show is looked at.
+    """
     start = text if columns is None else text[: 20 * columns]
     shown = "".join(c if c.isprintable() else "" if unicodedata.category(c) == "Cf" else " " for c in start)
     return " ".join(shown.split()) + ("..." if len(start) < len(text) else "")
 
 
 def cut(text: str, columns: int | None) -> str:
-    """The text, or as much of it as `columns` columns have room for."""
+    """Truncate a text to what `columns` columns have room for."""
     if columns is None or width(text) <= columns:
         return text
     return clip(text, 0, max(columns - 3, 0)).rstrip() + "..."[:columns]
 
 
 def _fitting(widths: Sequence[int], texts: Sequence[int], columns: int) -> list[int]:
-    """The widest text is cut first, and several to the same width; if all together cannot fit, so that two
-    always do. Numbers are not cut: what is left of one is another."""
+    """Narrow the widest text first, and several to the same width, until all fit.
+
+    If all together cannot fit, they are narrowed so that two always do. Numbers are not: what is left
+    of one is another.
+    """
     fitting = list(widths)
     excess = sum(widths) + GAP * (len(widths) - 1) - columns
     while excess > 0 and (wide := [i for i in texts if fitting[i] > LEAST]):
@@ -70,7 +80,7 @@ def _fitting(widths: Sequence[int], texts: Sequence[int], columns: int) -> list[
 
 
 def _parts(widths: Sequence[int], columns: int | None) -> list[list[int]]:
-    """Numbers of the columns that stand side by side; the first is in every part where it finds room."""
+    """Group the columns that stand side by side; the first is in every group where it finds room."""
     parts = [[0]]
     for i in range(1, len(widths)):
         together = sum(widths[j] + GAP for j in parts[-1]) + widths[i]

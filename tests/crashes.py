@@ -1,12 +1,11 @@
-"""Kills runs over files at every file operation, and tries what a user may do next. A program of its own for
-test_crashes.py, since it forks:
+"""Kills runs over files at every file operation, and tries what a user may do next.
 
     python crashes.py MODEL OTHER_MODEL FOLDER OUTPUT SCENARIO STEP OFFSET
 
-A point is one operation at which the process dies by SIGKILL: before each open, rename, unlink, mkdir, rmdir,
-listing and fsync, and before and in the middle of each write. Where a point leaves the same files as the one
-before it, what follows is tried once. Prints a JSON object: the number of points, of what was tried after
-them, and what went wrong at which.
+A program of its own for test_crashes.py, since it forks. A point is one operation at which the process dies
+by SIGKILL: before each open, rename, unlink, mkdir, rmdir, listing and fsync, and before and in the middle of
+each write. Where a point leaves the same files as the one before it, what follows is tried once. Prints a
+JSON object: the number of points, of what was tried after them, and what went wrong at which.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Freezes transformers' Qwen3 at every stage, for tests that run without it. The only file here that imports
-torch.
+"""Freezes transformers' Qwen3 at every stage, for tests that run without it.
 
     python tests/make_fixtures.py       writes tests/fixtures/states.npz (needs the extra `hf`)
 
-The model has 3 layers and no two dimensions alike (D 48, F 80, N 6, K 2, H 10: N*H = 60 != D), non-default
-eps and theta, and gammas that are random and different, so that no confusion of two things can pass. It runs
-in float64, from weights that are exact in bfloat16.
+The only file here that imports torch. The model has 3 layers and no two dimensions alike (D 48, F 80, N 6,
+K 2, H 10: N*H = 60 != D), non-default eps and theta, and gammas that are random and different, so that no
+confusion of two things can pass. It runs in float64, from weights that are exact in bfloat16.
 """
 
 from __future__ import annotations

@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
+import caps
 import numpy as np
-import pytest
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture
-def pairs(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import pairs
-
-    return pairs
-
-
-@pytest.fixture
-def report(pairs):
-    import report
-
-    return report
+import pairs
+import report
 
 
 def noisy(truth: float, rounds: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +18,7 @@ def noisy(truth: float, rounds: int, spread: float, seed: int) -> tuple[np.ndarr
     return truth * theirs, ours
 
 
-def test_an_interval_holds_the_truth_and_drift_cancels(pairs):
+def test_an_interval_holds_the_truth_and_drift_cancels():
     """At least 88 of 100 times for one of 95 %: of a median of 15 rounds the bootstrap is a little narrow."""
     truth, spread = 1.7, 0.02
     found = [pairs.ratio(*noisy(truth, 15, spread, seed)) for seed in range(200)]
@@ -45,7 +29,7 @@ def test_an_interval_holds_the_truth_and_drift_cancels(pairs):
     assert found[0] == pairs.ratio(*noisy(truth, 15, spread, 0)), "the same numbers, the same interval"
 
 
-def run_of(pairs, spread: float) -> dict:
+def run_of(spread: float) -> dict:
     theirs, ours = noisy(3.0, 9, spread, seed=1)
     measured = pairs.ratio(theirs, ours)
     row = {"workload": "1x16", "median": 1.0, "seconds": list(theirs)}
@@ -59,8 +43,8 @@ def run_of(pairs, spread: float) -> dict:
     }
 
 
-def test_a_noisy_run_says_so_in_the_table_and_below(pairs, report):
-    quiet, loud = run_of(pairs, 0.005), run_of(pairs, 0.5)
+def test_a_noisy_run_says_so_in_the_table_and_below():
+    quiet, loud = run_of(0.005), run_of(0.5)
     assert "NOISY" not in report.ratios(quiet) and "~" not in report.ratios(quiet)
     table = report.ratios(loud)
     ratio = report.ratio(loud["rows"], "1x16", "qwen3np high", "transformers float32")
@@ -69,7 +53,7 @@ def test_a_noisy_run_says_so_in_the_table_and_below(pairs, report):
     assert f"1x16, qwen3np high / transformers float32 {ratio}" in report.noise(loud)
 
 
-def test_rounds_end_when_ratios_are_narrow_or_a_peer_took_its_time(pairs):
+def test_rounds_end_when_ratios_are_narrow_or_a_peer_took_its_time():
     """Of ours, a peer that is steady, one that swings, one that is slow, and one that fails."""
     rng = np.random.default_rng(0)
     calls: list[str] = []
@@ -94,10 +78,7 @@ def test_rounds_end_when_ratios_are_narrow_or_a_peer_took_its_time(pairs):
     assert sorted(first) == sorted(runs) and [n for n in first if n != "fails"] != second, "orders differ"
 
 
-def test_a_library_that_ignores_a_cap_is_told(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import caps
-
+def test_a_library_that_ignores_a_cap_is_told():
     assert caps.split(caps.capped("transformers float32", "avx2")) == ("transformers float32", "avx2")
     obeys = {"ATen": "AVX2", "oneDNN": "Intel AVX2", "MKL": "Intel(R) Architecture"}
     assert not caps.ignored("avx2", obeys)

@@ -374,8 +374,10 @@ def test_a_failing_run_leaves_an_existing_output_alone(run, tiny, tmp_path, args
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tiny, model, tmp_path):
-    """`qwen3np embed ... | head -1`: far more output than a pipe holds, and nobody to read it. `model`: its
-    kernels are compiled, and nothing is said of that."""
+    """`qwen3np embed ... | head -1`: far more output than a pipe holds, and nobody to read it.
+
+    `model`: its kernels are compiled, and nothing is said of that.
+    """
     command = [sys.executable, "-m", "qwen3np", "embed", "--model", str(tiny)]
     with subprocess.Popen(
         command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -1,5 +1,4 @@
-"""How many threads and how much memory a process takes: what the system, its control groups and the
-environment allow."""
+"""How many threads and how much memory a process takes: what system, cgroups and environment allow."""
 
 from __future__ import annotations
 

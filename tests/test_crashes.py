@@ -49,8 +49,11 @@ def crashes(tiny, other, folder, output, scenario, step=1, offset=0) -> dict:
     [*((".npy", s) for s in SCENARIOS), *((o, s) for o in OUTPUTS[1:] for s in ("overwrite", "last"))],
 )
 def test_a_kill_at_any_file_operation_loses_nothing(tiny, other_model, tmp_path, output, scenario):
-    """Then the same command, --resume, --overwrite, another model, or texts: the right bytes, or a refusal
-    that changes nothing; --resume and --overwrite always lead on. Search never mixes two runs."""
+    """Then the same command, --resume, --overwrite, another model, or texts.
+
+    They give the right bytes, or a refusal that changes nothing; --resume and --overwrite always lead on.
+    Search never mixes two runs.
+    """
     found = crashes(tiny, other_model, tmp_path, output, scenario)
     assert found["faults"] == [] and found["points"] > 40
     print(f"{output} {scenario}: {found['points']} points")
@@ -142,8 +145,10 @@ KINDS = [a_folder, an_empty_folder, a_link, a_link_to_a_run, a_file, another_pro
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("options", [[], ["--resume"], ["--overwrite"], ["--dim", "7"]], ids=" ".join)
 def test_a_folder_that_is_not_of_a_run_is_left_alone(embed, source, tmp_path, make, options):
-    """Called as the work folder would be; also by a command that fails for another reason, by one for texts,
-    and if the input lies in it."""
+    """A folder called as the work folder would be.
+
+    Also for a command that fails for another reason, for one of texts, and if the input lies in it.
+    """
     partial = tmp_path / "out.npy.partial"
     make(partial, tmp_path / "there")
     inside = partial / "in.txt"

@@ -1,5 +1,7 @@
-"""sentence-transformers' names: what changes no vector is accepted, what does is refused with the cure, and
-settings are checked when they are set."""
+"""sentence-transformers' names: what changes no vector is accepted, what does is refused with the cure.
+
+Settings are checked when they are set.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,7 @@ def test_what_changes_no_vector_is_accepted(tiny, tiny_reranker, embedder, argum
         ({"tokenizer_kwargs": {"max_length": 8}}, "model_max_length"),
         ({"config_kwargs": {"num_hidden_layers": 1}}, "a changed copy of config.json"),
         ({"modules": []}, "modules.json is what is computed"),
-        ({"num_labels": 3}, "one score a pair"),
+        ({"num_labels": 3}, "one score per pair"),
         ({"trust_remote_cod": True}, "unknown argument 'trust_remote_cod'; did you mean 'trust_remote_code'"),
         ({"xyz": 1}, "unknown argument 'xyz'$"),
     ],

@@ -48,8 +48,10 @@ def test_neither_batch_nor_order_changes_a_bit(model, batch_size):
 
 
 def test_prompts(model):
-    """`prompt` beats `prompt_name`; encode_query and encode_document pick theirs; prompt and text are one
-    string."""
+    """`prompt` beats `prompt_name`; prompt and text are one string.
+
+    encode_query and encode_document pick their own.
+    """
     prompt = model.prompts["query"]
     query = model.encode(CARD_QUERIES, prompt_name="query")
     np.testing.assert_array_equal(model.encode_query(CARD_QUERIES), query)
@@ -64,8 +66,10 @@ def test_prompts(model):
 
 
 def test_own_prompts_come_to_the_models(tiny, tiny_copy):
-    """As in sentence-transformers: "query" and "document" are always there, and no default prompt stands in
-    for them."""
+    """As in sentence-transformers, "query" and "document" are always there.
+
+    No default prompt stands in for them.
+    """
     own = Embedder(tiny, prompts={"passage": "P:", "document": "D:"}, default_prompt_name="passage")
     np.testing.assert_array_equal(own.encode("a"), own.encode("P:a", prompt=""))
     np.testing.assert_array_equal(own.encode_document("a"), own.encode("D:a", prompt=""))

@@ -1,5 +1,4 @@
-"""The engine: the reading copy's numbers, the same bits in any company, safe with threads, forks and
-interrupts."""
+"""The engine: the reference's numbers, the same bits in any company, safe with threads, forks, interrupts."""
 
 from __future__ import annotations
 

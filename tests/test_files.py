@@ -245,13 +245,13 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.csv", b"a;b,c\n1;2,3\n", [], "its header has ',' and ';': say with --delimiter which"),
         ("in.tsv", b"a|b,c\n1|2,3\n", ["--on-error", "skip"], "its header has ',' and '|': say with"),
         ("in.csv", b"x" * 200 + b"\n1\n", [], "line 1: is not CSV (a line is longer than 0 MiB)"),
-        ("in.json", b'"a"\n"b"\n', [], "); if it holds a value a line, its name must end in .jsonl"),
+        ("in.json", b'"a"\n"b"\n', [], "); if it holds one value per line, its name must end in .jsonl"),
         ("in.json", b'{"text": ["a"]}', [], "is an object, expected an array of strings or objects"),
         ("in.json", b"[" + b'"a", ' * 50 + b'"b"]', [], "is longer than 0 MiB, and an array is read whole"),
         ("in.json", b"\xff", ["--on-error", "skip"], "is not UTF-8"),
-        ("in.txt.gz", b"a\n", [], "in.txt.gz: is no whole gzip file (Not a gzipped file"),
-        ("in.txt.gz", gzip.compress(b"a\n" * 99)[:-9], [], "in.txt.gz: is no whole gzip file"),
-        ("in.csv.gz", gzip.compress(b"a\n" * 99)[:12] + b"x" * 40, [], "in.csv.gz: is no whole gzip file"),
+        ("in.txt.gz", b"a\n", [], "in.txt.gz: is not a whole gzip file (Not a gzipped file"),
+        ("in.txt.gz", gzip.compress(b"a\n" * 99)[:-9], [], "in.txt.gz: is not a whole gzip file"),
+        ("in.csv.gz", gzip.compress(b"a\n" * 99)[:12] + b"x" * 40, [], "in.csv.gz: is not a whole gzip file"),
         ("in.txt", gzip.compress(b"a\n"), ["--on-error", "skip"], "is gzip, expected UTF-8 text; unpack it"),
         ("in.csv", b"PK\x03\x04" + b"x" * 40, [], "a zip archive or an Excel workbook, expected"),
         ("in.parquet.gz", b"x", [], "the name must end in .txt, .jsonl"),
@@ -259,7 +259,7 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.parquet", b"PAR1 is not all", [], "in.parquet: cannot be read as Parquet ("),
         ("in.parquet", parquet(["text"], [["a"]])[:-9], [], "in.parquet: cannot be read as Parquet ("),
         ("in.parquet", parquet(["text", "text"], [["a"], ["b"]]), [], "two columns have the name 'text'"),
-        ("in.txt", b"a\n", ["-x"], "unrecognized arguments: -x; what begins with \"-\" and is no option"),
+        ("in.txt", b"a\n", ["-x"], "unrecognized arguments: -x; what begins with \"-\" and is not an option"),
         ("in.txt", b"a\n", ["--output", "in.txt"], "the name must end in .npy, .jsonl, .parquet or"),
         ("in.jsonl", b'"a"\n', ["--output", "in.jsonl", "--overwrite"], "in.jsonl: is the input"),
         ("in.txt", b"a\n", ["--output", "missing/out.npy"], "there is no folder missing"),
@@ -284,8 +284,10 @@ def test_what_is_refused(embed, tmp_path, monkeypatch, name, content, options, r
 
 
 def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_path):
-    """A text that ends like a file's name is an error where there is no such file, and --text says what it
-    is. Any name can be given with --input."""
+    """A text that ends like a file's name is an error where there is no such file.
+
+    --text says what it is; any name can be given with --input.
+    """
     assert embed("read notes.txt")[0] == 2
     assert "there is no such file" in embed("x" * 5000 + ".txt")[2]
     write_input(tmp_path / "read notes.txt", TEXTS)
@@ -298,7 +300,7 @@ def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_pa
     assert code == 0 and json.loads(out)["text"] == "notes.txt is a file"
     (tmp_path / "d.txt").mkdir()
     code, _, err = embed("d.txt", "--output", "o.npy")
-    assert code == 2 and "d.txt: is no regular file" in err
+    assert code == 2 and "d.txt: is not a regular file" in err
 
 
 NAMES = ["notes.md", "d/page.html", "plain", os.devnull, "d", "./d/", "d/*.md", "d/no.pdf", "no.json.gz"]
@@ -306,8 +308,10 @@ NAMES = ["notes.md", "d/page.html", "plain", os.devnull, "d", "./d/", "d/*.md", 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_of_a_file_is_no_text(embed, tmp_path, name):
-    """Neither of one that is not read, nor of a folder, nor what looks like one that is not there; --text is
-    the cure."""
+    """Neither one that is not read, nor a folder, nor what looks like a file that is not there.
+
+    --text is the cure.
+    """
     (tmp_path / "d").mkdir()
     for made in ("notes.md", "d/page.html", "plain"):
         (tmp_path / made).write_text("a\n")
@@ -455,8 +459,8 @@ def test_search_takes_the_model_from_the_output(embed, model, tiny, tmp_path, ca
 @pytest.mark.parametrize(
     "name, make, options, reason",
     [
-        ("c.npy", lambda p: np.save(p, np.ones((3, 128), "f")), [], "128 channels, and "),
-        ("c.npy", lambda p: np.save(p, np.ones((3, 31), "f")), [], "31 channels, and "),
+        ("c.npy", lambda p: np.save(p, np.ones((3, 128), "f")), [], "128 dimensions, and "),
+        ("c.npy", lambda p: np.save(p, np.ones((3, 31), "f")), [], "31 dimensions, and "),
         ("c.npy", lambda p: np.save(p, np.ones((3, 96), "i1")), [], "holds int8 [3, 96], not vectors"),
         ("c.npy", lambda p: np.save(p, np.ones(96, "f")), [], "holds float32 [96]"),
         ("c.npy", lambda p: p.write_bytes(b"x"), [], "c.npy: "),
@@ -470,7 +474,7 @@ def test_search_takes_the_model_from_the_output(embed, model, tiny, tmp_path, ca
         ("c.npy", lambda p: np.savez(open(p, "wb"), x=np.ones(3)), [], "c.npy: "),
         ("c.npy", lambda p: np.save(p, np.array([{}])), [], "c.npy: "),
         ("c.jsonl", lambda p: p.write_text("[" * 10**5), [], "c.jsonl: line 1 is not JSON that can be read"),
-        ("c.jsonl", lambda p: p.write_text('{"embedding": []}'), [], "has an embedding of no channels"),
+        ("c.jsonl", lambda p: p.write_text('{"embedding": []}'), [], "has an embedding of no dimensions"),
         ("c.jsonl", lambda p: p.write_text(json.dumps({"embedding": [10**400] * 96})), [], "is too large"),
         ("c.parquet", lambda p: p.write_bytes(b"PAR1"), [], "c.parquet: cannot be read as Parquet"),
         ("c.parquet", lambda p: p.write_bytes(parquet(["embedding"], [[None]])), [], "holds null [1, 0]"),

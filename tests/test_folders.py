@@ -188,8 +188,7 @@ def test_the_sizes_of_the_published_models_are_those_of_their_configs():
 
 
 def test_a_reranker_is_not_embedded(reranker_copy, monkeypatch, warnings, capsys):
-    """Known by modules.json, by the sizes of a published one or by its head; what is a guess is said to be "
-    "one."""
+    """Known by modules.json, by the sizes of a published one or by its head; a guess is said to be one."""
     for name in (SETTINGS, "modules.json"):
         if name == SETTINGS:
             change(reranker_copy, name, model_type="CrossEncoder")

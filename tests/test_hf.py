@@ -39,8 +39,10 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def texts(model):
-    """Random token ids, most texts with massive activations at the first and at inner tokens, all ended
-    properly."""
+    """Random token ids, all ended properly.
+
+    Most texts have massive activations at the first and at inner tokens.
+    """
     rng = np.random.default_rng(1)
     massive = massive_token_ids(model.config, seed=0)
     texts = []
@@ -67,8 +69,10 @@ def float64(folder, texts):
     ("backend", "precision"), [("numpy", "highest"), ("numba", "highest"), ("numba", "high")]
 )
 def test_vectors_are_transformers(folder, texts, float32, float64, backend, precision):
-    """Within 1e-6 of float32, and no further from float64 than twice PyTorch's float32 is, where products are
-    of float32."""
+    """Within 1e-6 of float32.
+
+    Where products are of float32, no further from float64 than twice PyTorch's float32 is.
+    """
     model = Embedder(folder, backend=backend, matmul_precision=precision)
     vectors = reference.normalize(model.backend.forward(texts))
     ours, theirs = (np.abs(v - float64).max() for v in (vectors, float32))
@@ -120,8 +124,10 @@ CALLS = [
 
 @pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
 def test_sentence_transformers_gives_the_same(tiny, peer, method):
-    """From text to vectors, the same call on the same folder: 48 combinations of arguments, of one text and
-    of many."""
+    """From text to vectors, the same call on the same folder.
+
+    48 combinations of arguments, for one text and for many.
+    """
     model = Embedder(tiny, matmul_precision="highest")
     for name, arguments in CALLS:
         if name == method:

@@ -1,5 +1,4 @@
-"""Side files and settings of folders: sentence-transformers' vectors, or a refusal that names what is not
-computed: pytest -m hf"""
+"""Side files of folders: sentence-transformers' vectors, or a refusal of what is not computed."""
 
 from __future__ import annotations
 

@@ -83,8 +83,10 @@ class Card:
 
 
 def test_scores_are_the_cards(folder):
-    """Within 2e-5 of the logits' scale of transformers in float32, in the same order; "medium" is closer than
-    transformers in bfloat16."""
+    """Within 2e-5 of the logits' scale of transformers in float32, in the same order.
+
+    "medium" is closer than transformers in bfloat16.
+    """
     card = Card(folder)
     expected, exact = (card.logits(folder, PAIRS, dtype) for dtype in (torch.float32, torch.float64))
     scale = np.abs(expected).max()

@@ -1,5 +1,4 @@
-"""Compiled kernels are kept where that is possible, found by what they are made of, and never trusted when
-damaged."""
+"""Compiled kernels are kept where possible, found by what they are made of, never trusted when damaged."""
 
 from __future__ import annotations
 
@@ -263,7 +262,7 @@ def test_the_hash_follows_from_what_is_imported(installed):
     seen.append(hashed())
     (package / "more" / "constants.py").write_text("SIZE = 2")
     seen.append(hashed())
-    (package / "kernels" / "lanes.py").write_text((package / "kernels" / "lanes.py").read_text() + "#")
+    (package / "kernels" / "simd.py").write_text((package / "kernels" / "simd.py").read_text() + "#")
     seen.append(hashed())
     assert len(set(seen)) == 4
 

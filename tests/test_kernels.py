@@ -4,50 +4,50 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_cases import (
-    EPS,
-    KINDS,
-    attention_case,
-    matmul_case,
-    operand,
-    packed,
-    random,
-    rms_norm_case,
-    run_matmul,
-    swiglu_case,
-)
+from kernel_cases import EPS, KERNELS, KINDS, run_matmul
+from kernel_operands import operand, packed, random
 from numba import njit, typeof
 
+from qwen3np import engine
 from qwen3np.kernels import isa, matmul, panels
 from qwen3np.kernels import simd as lanes
 from qwen3np.synth.checkpoints import to_bfloat16
 
-TOKENS = (1, 15, 16, 17, 31, 33, 100)
-# [N, K] of the projections of the 0.6B, 4B and 8B (rows shortened: they are independent), and odd ones.
-WIDTHS = (
-    (48, 1024),
-    (32, 2048),
-    (32, 3072),
-    (16, 2560),
-    (16, 4096),
-    (16, 9728),
-    (16, 12288),
-    (50, 70),
-    (33, 31),
-    (7, 5),
-)
-HEADS = [(16, 8, 128), (32, 8, 128), (6, 2, 10), (3, 1, 64), (5, 5, 18)]
-LENGTHS = (1, 15, 16, 17, 31, 33, 300, 2)  # some across panels and chunks
+# Compiled for weights in pairs and for tiles of two parts alone: matmul's code but for the last step.
+LEFT_OUT = {"matmul_swiglu": ("float32", "dot", "tiles 1", "tiles 3")}
+# What engine.py imports of kernels beside the kernels.
+OTHERS = {"entry_point", "inline", "share", "stopping", "wait", "Panels", "Tokens", "Worker"}
 
 
-def kinds(*left_out):
+def slow_tiles(kind: str) -> list[pytest.MarkDecorator]:
     """Tiles are slow where the CPU has none: little else compiles them."""
-    slow = [] if "amx" in isa.available() else [pytest.mark.slow]
-    return [
-        pytest.param(kind, marks=slow if kind.startswith("tiles") else [])
-        for kind in KINDS
-        if kind not in left_out
-    ]
+    return [pytest.mark.slow] if kind.startswith("tiles") and "amx" not in isa.available() else []
+
+
+def registered():
+    for name, kernel in KERNELS.items():
+        for kind in kernel.kinds:
+            for shape in kernel.shapes:
+                if kind not in LEFT_OUT.get(name, ()):
+                    id = "-".join([name, "x".join(map(str, shape)), kind])
+                    yield pytest.param(name, shape, kind, id=id, marks=slow_tiles(kind))
+
+
+@pytest.mark.parametrize("name, shape, kind", list(registered()))
+def test_a_kernel_against_float64(name, shape, kind):
+    for tokens in KERNELS[name].tokens:
+        case = KERNELS[name].case(shape, tokens, kind)
+        case.run()
+        case.check()
+
+
+def test_the_registry_has_every_kernel_of_the_engine():
+    found = {
+        value.__name__
+        for value in vars(engine).values()
+        if getattr(value, "__module__", "").startswith("qwen3np.kernels.")
+    }
+    assert found - OTHERS == KERNELS.keys()
 
 
 @njit(nogil=True)
@@ -62,58 +62,40 @@ def run_silu(x, y):
         lanes.store(y, i, panels.silu(lanes.load(x, i)))
 
 
-@pytest.mark.parametrize("kind", kinds())
-@pytest.mark.parametrize("shape", WIDTHS)
-def test_matmul(shape, kind):
-    for tokens in TOKENS:
-        case = matmul_case(*shape, tokens, kind)
-        case.run()
-        case.check()
-
-
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=slow_tiles(kind)) for kind in KINDS])
 def test_a_token_is_the_same_bits_whatever_the_block(kind):
     w = packed(to_bfloat16(random(0, 32, 96)), kind)
     x, _ = operand(random(1, 16 * 7, 96), kind)
     alone = np.zeros((7, 32, 16), np.float32)
     for p in range(7):
-        run_matmul(w, x[p : p + 1].copy(), alone[p : p + 1], 1)
+        run_matmul(w, x[p : p + 1].copy(), alone[p : p + 1])
     for count in range(1, 8):
         together = np.zeros((count, 32, 16), np.float32)
-        run_matmul(w, x[:count].copy(), together, count)
+        run_matmul(w, x[:count].copy(), together)
         np.testing.assert_array_equal(together, alone[:count])
 
 
-@pytest.mark.parametrize("K", [64, 320])
-def test_weights_widened_once_give_the_same_bits(K):
+def test_weights_widened_once_give_the_same_bits():
     """What Intel's AVX-512 does with 48 tokens and more."""
-    w = packed(to_bfloat16(random(0, 32, K)), "pairs")
-    x, _ = operand(random(1, 16 * 6, K), "pairs")
-    scratch = np.empty(matmul.scratch_size(6, K), np.float32)
-    results = []
-    for widens in (False, True):
-        multiply = matmul.rows_times_panels("store", typeof(w), typeof(x), widens)
+    w_64, x_64 = packed(to_bfloat16(random(0, 32, 64)), "pairs"), operand(random(1, 96, 64), "pairs")[0]
+    multiply, widening = (
+        matmul.rows_times_panels("store", typeof(w_64), typeof(x_64), widens) for widens in (False, True)
+    )
 
-        @njit
-        def run(w, x, y, panels, scratch, multiply=multiply):
-            for n in range(2):
-                multiply(w, n, x, 0, x[0].size, y, n * 256, y[0].size, panels, scratch, matmul.RESULTS)
+    @njit
+    def run(w, x, y, z, panels, scratch):
+        for n in range(2):
+            multiply(w, n, x, 0, x[0].size, y, n * 256, y[0].size, panels, scratch, matmul.RESULTS)
+            widening(w, n, x, 0, x[0].size, z, n * 256, z[0].size, panels, scratch, matmul.RESULTS)
 
+    for K in (64, 320):
+        w, (x, _) = packed(to_bfloat16(random(0, 32, K)), "pairs"), operand(random(1, 96, K), "pairs")
+        scratch = np.empty(matmul.scratch_size(6, K), np.float32)
         for count in range(1, 7):
-            y = np.zeros((count, 32, 16), np.float32)
-            run(w, x[:count].copy(), y, count, scratch)
-            results.append(y)
-    for in_registers, widened in zip(results[:6], results[6:], strict=True):
-        np.testing.assert_array_equal(in_registers, widened)
-
-
-@pytest.mark.parametrize("kind", kinds("float32", "dot", "tiles 1", "tiles 3"))
-@pytest.mark.parametrize("shape", [(3072, 64), (80, 48), (47, 33)])
-def test_swiglu(shape, kind):
-    for tokens in TOKENS:
-        case = swiglu_case(*shape, tokens, kind)
-        case.run()
-        case.check()
+            y, z = np.zeros((2, count, 32, 16), np.float32)
+            run(w, x[:count].copy(), y, z, count, scratch)
+            assert y.any()
+            np.testing.assert_array_equal(y, z)
 
 
 def test_exp_and_silu():
@@ -147,19 +129,3 @@ def test_rounding_to_bfloat16():
         number = ~np.isnan(x)
         np.testing.assert_array_equal(bits[number], to_bfloat16(x[number]))
         assert np.isnan((bits[~number].astype(np.uint32) << 16).view(np.float32)).all()
-
-
-@pytest.mark.parametrize("size", [1, 5, 33, 48, 1024, 4096])
-def test_rms_norm(size):
-    for tokens in TOKENS:
-        case = rms_norm_case(size, tokens)
-        case.run()
-        case.check()
-
-
-@pytest.mark.parametrize("kind", kinds("pairs"))
-@pytest.mark.parametrize("heads", HEADS)
-def test_attention_of_packed_sequences(heads, kind):
-    case = attention_case(*heads, LENGTHS, kind)
-    case.run()
-    case.check()

@@ -92,7 +92,7 @@ def test_both_spellings_of_what_is_supported_load(tiny_copy, name, content):
         ("modules.json", [TRANSFORMER, POOL, LOGITS], "is a reranker"),
         ("modules.json", [TRANSFORMER], "is a reranker"),
         ("modules.json", [{"type": "custom.Transformer", "path": ""}, POOL], "code of the model's own"),
-        ("modules.json", [{**TRANSFORMER, "path": "../other"}, POOL], "no folder inside the model's"),
+        ("modules.json", [{**TRANSFORMER, "path": "../other"}, POOL], "not a folder inside the model's"),
         ("modules.json", [POOL, TRANSFORMER], "Pooling -> Transformer"),
         ("modules.json", [], "not supported"),
         ("modules.json", {}, "not a list of modules"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3np.engine import Batch
@@ -26,6 +26,7 @@ def packed(texts: list[list[int]], cached: list[int]) -> Batch:
     return pack_batch(texts, LAYOUT.prefix(cached), LAYOUT.prefix(), rows_of, TABLES)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.integers(0, 40), st.randoms())
 def test_every_token_has_its_row_its_angles_its_slot_and_its_keys(lengths, cached, random):
     prefix = [random.randrange(500) for _ in range(cached)]
@@ -42,19 +43,20 @@ def test_every_token_has_its_row_its_angles_its_slot_and_its_keys(lengths, cache
         for position in range(cached, len(text)):
             panel, lane = divmod(token, 16)
             assert (batch.rows[token] == text[position]).all()
-            np.testing.assert_array_equal(batch.stream.cos[panel, :, lane], TABLES[0][position])
-            np.testing.assert_array_equal(batch.stream.sin[panel, :, lane], TABLES[1][position])
-            assert batch.stream.slots[panel, lane] == slots[position]
-            assert keys_seen(batch.stream, panel, lane) == (slots[0], slots[position])
+            np.testing.assert_array_equal(batch.tokens.cos[panel, :, lane], TABLES[0][position])
+            np.testing.assert_array_equal(batch.tokens.sin[panel, :, lane], TABLES[1][position])
+            assert batch.tokens.slots[panel, lane] == slots[position]
+            assert keys_seen(batch.tokens, panel, lane) == (slots[0], slots[position])
             token += 1
     assert token == len(batch.rows)
     nowhere = slot_count(np.array([len(t) for t in texts]))
-    for lane in range(token, 16 * len(batch.stream.slots)):
-        assert batch.stream.slots.ravel()[lane] == nowhere  # behind the end: nobody's key is overwritten
+    for lane in range(token, 16 * len(batch.tokens.slots)):
+        assert batch.tokens.slots.ravel()[lane] == nowhere  # behind the end: nobody's key is overwritten
     assert [list(b.slots) for b in (batch.cached, batch.saved)] == [[s[0] for s in slots_of]] * 2
     assert batch.cached.size == -(-cached // 32) * 32
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=40))
 def test_pooled_tokens_are_the_last_and_see_their_whole_text(lengths):
     texts = [[i] * n for i, n in enumerate(lengths)]

@@ -1,5 +1,4 @@
-"""The reading copy against transformers' states, frozen by make_fixtures.py, at every stage; and planted
-errors."""
+"""The reference against transformers' states, frozen by make_fixtures.py, at every stage; planted errors."""
 
 from __future__ import annotations
 

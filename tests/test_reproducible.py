@@ -1,5 +1,8 @@
-"""reproducible=True: the same bits on every CPU. A tiny model's stages, vectors and scores have the hashes of
-fixtures/bits.json, whatever computes them; `python tests/test_reproducible.py` prints that file anew."""
+"""reproducible=True: the same bits on every CPU.
+
+A tiny model's stages, vectors and scores have the hashes of fixtures/bits.json, whatever computes them;
+`python tests/test_reproducible.py` prints that file anew.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from qwen3np.runtime.rope import rope_table
 from qwen3np.synth import checkpoints as synth
 
 GOLDEN = Path(__file__).parent / "fixtures" / "bits.json"
-# No two sizes the same, N * H != D, three query heads a key/value head, more than CHAIN rows of a weight.
+# No two sizes the same, N * H != D, three query heads a key/value head, more than SUM_BLOCK rows of a weight.
 CONFIG = Config(80, 176, 3, 6, 2, 24, 2048, 4096, 3e-6, 1e5, True)
 # Of one panel and of several, of one chunk of 256 keys and of several.
 TEXTS = ["", "a", "Gravity is a force.", "The capital of China is Beijing. " * 5, "Why do things fall? " * 60]
@@ -161,8 +164,10 @@ def test_it_goes_along(tiny, capsys):
 
 
 def test_rope_is_the_reading_copys():
-    """The frequencies to the bit, or the largest angles would be far off; cosines and sines to the nearest
-    float32, where np.cos is not."""
+    """The frequencies are right to the bit, or the largest angles would be far off.
+
+    Cosines and sines are the nearest float32, where np.cos is not.
+    """
     for T, H, theta in ((40960, 128, 1e6), (500, 10, 7000.0), (500, 64, 1e4), (500, 96, 5e6)):
         exponents = np.arange(0, H, 2, dtype=np.float32) / np.float32(H)
         inv_freq = np.float32(1) / np.power(theta, exponents, dtype=np.float64).astype(np.float32)

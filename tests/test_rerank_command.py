@@ -42,8 +42,10 @@ def results(out: str) -> list[dict]:
 
 
 def test_every_source_gives_what_rank_gives(run, model, tmp_path):
-    """Arguments, stdin, "-" and a file: the same documents, all digits of the scores. An empty line is a
-    document, lines end at newlines only, and a NUL is a character."""
+    """Arguments, stdin, "-" and a file: the same documents, all digits of the scores.
+
+    An empty line is a document, lines end at newlines only, and a NUL is a character.
+    """
     expected = model.rank(QUERY, DOCUMENTS, return_documents=True)
     lines = "\n".join(DOCUMENTS).encode() + b"\n"
     (tmp_path / "d.txt").write_bytes(lines)

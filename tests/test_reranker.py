@@ -13,7 +13,7 @@ from tolerances import logit
 
 from qwen3np import CheckpointError, Embedder, Reranker, reference
 from qwen3np.loading.tokenizer import RerankerTokenizer
-from qwen3np.reranker import INSTRUCTION, sigmoid
+from qwen3np.reranker import DEFAULT_INSTRUCTION, sigmoid
 from qwen3np.synth.checkpoints import LIKE, synthesize
 
 QUERY = "Which planet is known as the Red Planet?"
@@ -79,8 +79,8 @@ def test_the_prompt_is_the_cards(model, assets):
     text = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
         'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-        f"<Instruct>: {INSTRUCTION}\n<Query>: q {{x}}\n<Document>: d<|im_end|>\n<|im_start|>assistant\n"
-        "<think>\n\n</think>\n\n"
+        f"<Instruct>: {DEFAULT_INSTRUCTION}\n<Query>: q {{x}}\n<Document>: d<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
     assert model.tokenizer.decode(ids) == text
     [other] = model.tokenize([("q", "d")], instruction="Be {kind}")
@@ -263,7 +263,7 @@ def test_an_activation_gives_a_number_a_score(model):
     ranked = model.rank("q", ["a", "b", "c"], activation_fn=lambda x: np.uint8(x.argsort().argsort()))
     assert [r["corpus_id"] for r in ranked] == np.argsort(-raw).tolist() and ranked[0]["score"] == 2.0
     for wrong in (lambda x: 0.5, lambda x: None, lambda x: np.stack([x, x]), lambda x: x[:2]):
-        with pytest.raises(ValueError, match=r"activation_fn must give a number a score, \[3\], found"):
+        with pytest.raises(ValueError, match=r"activation_fn must give one number per score, \[3\], found"):
             model.predict(pairs, activation_fn=wrong)
     with pytest.raises(ValueError, match="activation_fn"):
         model.predict(("q", "a"), activation_fn=lambda x: 0.5)
@@ -271,16 +271,16 @@ def test_an_activation_gives_a_number_a_score(model):
 
 def test_bad_arguments_are_refused(model, folder):
     for inputs, message in (
-        (["abc"], "input 0 is no pair"),
-        ([("a", "b", "c")], "input 0 is no pair"),
+        (["abc"], "input 0 is not a pair"),
+        ([("a", "b", "c")], "input 0 is not a pair"),
         ([("a", 3)], "the document of pair 0 is int"),
         ([("a", "b"), (None, "b")], "the query of pair 1 is NoneType"),
         ("ab", "inputs must be pairs of a query and a document, found str 'ab'"),
         ({"a": "b"}, "inputs must be pairs of a query and a document, found dict"),
-        ([{"query": "a", "document": "b"}], "input 0 is no pair of a query and a document: dict"),
-        ([5], "input 0 is no pair of a query and a document: int 5"),
-        ([("a", "b"), {"a", "c"}], "input 1 is no pair of a query and a document: set"),
-        ([(x for x in "ab")], "input 0 is no pair of a query and a document: generator"),
+        ([{"query": "a", "document": "b"}], "input 0 is not a pair of a query and a document: dict"),
+        ([5], "input 0 is not a pair of a query and a document: int 5"),
+        ([("a", "b"), {"a", "c"}], "input 1 is not a pair of a query and a document: set"),
+        ([(x for x in "ab")], "input 0 is not a pair of a query and a document: generator"),
     ):
         with pytest.raises(TypeError, match=message):
             model.predict(inputs)

@@ -77,8 +77,11 @@ def slow(*values: object):
     ],
 )
 def test_a_run_interrupted_anywhere_goes_on(embed, tmp_path, monkeypatch, output, interruption):
-    """After every single write of a run, bad rows and ids among them: there is no output or a whole one, and
-    the run that goes on makes the same bytes. Parquet's own writes are not counted, but those before are."""
+    """After every single write of a run, there is no output or a whole one.
+
+    Then --resume makes the same bytes, bad rows and ids among them. Parquet's own writes are not counted, but
+    those before are.
+    """
     monkeypatch.setattr(run, "CHUNK_ROWS", 3)
     error, code = interruption
     lines = [json.dumps({"text": text, "id": f"i{n}"}) for n, text in enumerate(TEXTS)]

@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused(vectors):
     for arguments, message in (
         (
             (queries[:, :32], corpus),
-            r"queries of 32 channels need a float32 corpus \[N, 32\], found \[500, 64\]",
+            r"queries of 32 dimensions need a float32 corpus \[N, 32\], found \[500, 64\]",
         ),
         ((queries, corpus, 0), "top_k must be a positive integer"),
         ((queries, bits), "need a float32 corpus"),
@@ -138,8 +138,10 @@ def true_scores(name, queries, corpus):
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_search_is_exact_whatever_the_blocks_and_equal_rows_are_equal(name, data):
-    """Rows that are there many times, nearly equal ones, and vectors of any size: the order is that of
-    float64, equal scores in the order of the corpus."""
+    """Rows that are there many times, nearly equal ones, and vectors of any size.
+
+    The order is that of float64, equal scores in the order of the corpus.
+    """
     draw = data.draw
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     dim, count = draw(st.integers(1, 300)), draw(st.integers(1, 120))
@@ -174,8 +176,10 @@ def test_search_is_exact_whatever_the_blocks_and_equal_rows_are_equal(name, data
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("query, row", [(0, 1e30), (1e25, 1e-30), (1e-30, 1e30), (1e30, 1e30), (1, 1)])
 def test_a_dot_product_search_is_exact_whatever_the_lengths(monkeypatch, query, row, order):
-    """Squares beyond float32, or lost below it, bound no rounding: a zero query has all rows for its best,
-    and nearly equal rows come in the order of float64."""
+    """Squares beyond float32, or lost below it, bound no rounding.
+
+    A zero query has all rows for its best, and nearly equal rows come in the order of float64.
+    """
     rng = np.random.default_rng(0)
     base = np.abs(rng.standard_normal(200))
     corpus = base * (row * (1 + 1e-7 * rng.integers(0, 20, (60, 200))))
@@ -257,7 +261,7 @@ def test_arrays_of_another_type_are_refused(vectors, change, precision, error):
 @pytest.mark.parametrize(
     "change, error",
     [
-        (lambda r: r[::-1], r"ranges are reversed: channel 0 goes from"),
+        (lambda r: r[::-1], r"ranges are reversed: dimension 0 goes from"),
         (lambda r: r[:1], r"ranges must be \[2, 64\], .* found \[1, 64\]"),
         (lambda r: r[0], r"found \[64\]"),
         (lambda r: r[:, :32], r"found \[2, 32\]"),

@@ -1,5 +1,4 @@
-"""The threads of a call in teams: which compute what, the same bits whatever the teams, and what ends one
-ends all."""
+"""The threads of a call in teams: which compute what, to the same bits; what ends one ends all."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from qwen3np import Embedder
 from qwen3np.loading.checkpoint import Checkpoint
 from qwen3np.runtime import cores, threads
 from qwen3np.runtime import micro_batches as steps
-from qwen3np.runtime.micro_batches import STEP_TOKENS, plan
+from qwen3np.runtime.micro_batches import MICRO_BATCH_TOKENS, plan
 from qwen3np.runtime.numba_backend import NumbaBackend
 
 ALL = None  # as one team
@@ -68,9 +67,9 @@ def test_any_plan(lengths, most, num_threads, sharing):
         assert teams * size == num_threads
         for first, last in some:
             assert most is None or teams * (last - first) <= most
-            assert teams == 1 or max(lengths[first:last]) <= STEP_TOKENS
-            assert last - first == 1 or sum(lengths[first:last]) <= STEP_TOKENS
-    assert steps.MOST_TEAMS * STEP_TOKENS <= 32768
+            assert teams == 1 or max(lengths[first:last]) <= MICRO_BATCH_TOKENS
+            assert last - first == 1 or sum(lengths[first:last]) <= MICRO_BATCH_TOKENS
+    assert steps.MOST_TEAMS * MICRO_BATCH_TOKENS <= 32768
 
 
 @pytest.fixture

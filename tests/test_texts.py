@@ -150,5 +150,5 @@ def test_pairs_of_any_kind():
 @pytest.mark.parametrize("two", [iter(["q", "a"]), {"q": 1, "a": 2}.keys(), ["q"], ["q", "a", "b"], ["q", 1]])
 def test_two_texts_that_are_no_pair_are_not_taken_for_one(two):
     """A column of two rows, above all."""
-    with pytest.raises(TypeError, match="input 0 is no pair of a query and a document: str 'q'"):
+    with pytest.raises(TypeError, match="input 0 is not a pair of a query and a document: str 'q'"):
         as_pairs(two)

@@ -1,5 +1,7 @@
-"""`qwen3np verify`: it holds for every backend, precision and path, finds planted errors at their stage, and
-never claims parity with the card without the published weights."""
+"""`qwen3np verify` holds for every backend, precision and path, and finds planted errors at their stage.
+
+It never claims parity with the model card without the published weights.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ from qwen3np.synth import checkpoints as synth
 from qwen3np.verify import published
 from qwen3np.verify import report as verify
 
-CARD = published.SIMILARITIES[published.CARD_MODEL][0]
-HEAD = published.HEADS[published.CARD_MODEL][1]
+CARD = published.COSINES[published.CARD_MODEL][0]
+LEADING = published.LEADING_VALUES[published.CARD_MODEL][1]
 
 
 @pytest.fixture
@@ -308,9 +310,9 @@ def publish(folder: Path, monkeypatch, error: float = 0.0) -> None:
     scores[1, 0] += error
     card = dataclasses.replace(CARD, scores=scores.tolist(), tolerance=1e-5)
     values = model.encode_query("hello world")[:5].tolist()
-    head = dataclasses.replace(HEAD, values=values)
-    monkeypatch.setattr(published, "SIMILARITIES", {"Some/Model": [card]})
-    monkeypatch.setattr(published, "HEADS", {"Some/Model": [head]})
+    head = dataclasses.replace(LEADING, values=values)
+    monkeypatch.setattr(published, "COSINES", {"Some/Model": [card]})
+    monkeypatch.setattr(published, "LEADING_VALUES", {"Some/Model": [head]})
     monkeypatch.setattr(published, "SHAPES", {(96, 224, 4): "Some/Model"})
 
 

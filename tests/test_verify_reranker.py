@@ -1,5 +1,7 @@
-"""`qwen3np verify` of rerankers: it holds, finds planted errors at their row, and never claims the published
-scores without the published weights."""
+"""`qwen3np verify` of rerankers holds, and finds planted errors at their row.
+
+It never claims the published scores without the published weights.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""How far a result may be from float64: one table for all tests, by what the products are made of, which
-follows from path and precision (Backend.arithmetic). The tolerances of single stages are the product's
-own, qwen3np.verify.STAGE_TOLERANCE."""
+"""How far a result may be from float64: one table for all tests, by what the products are made of.
+
+That follows from path and precision (Backend.arithmetic). The tolerances of single stages are the product's
+own, qwen3np.verify.report.STAGE_TOLERANCE.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""qwen3np compile: every kernel that this CPU uses, ahead of time, for a container image."""
+"""qwen3np compile: compile every kernel that this CPU uses ahead of time, for a container image."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from safetensors.numpy import save_file
 
 from ..loading.checkpoint import SINGLE_FILE, Checkpoint
 from ..synth.checkpoints import synthesize
-from .options import PRECISIONS
+from .options import MATMUL_PRECISIONS
 
 EXAMPLES = ("qwen3np compile",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--matmul-precision", choices=PRECISIONS, help="those of one precision (default: of all three)"
+        "--matmul-precision",
+        choices=MATMUL_PRECISIONS,
+        help="compile the kernels of one precision (default: of all three)",
     )
-    parser.add_argument("--reproducible", action="store_true", help="those that --reproducible uses")
+    parser.add_argument(
+        "--reproducible", action="store_true", help="compile the kernels that --reproducible uses"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,9 +38,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def compile_kernels(matmul_precision: str | None = None, reproducible: bool = False) -> dict[str, bool]:
-    """Compile the kernels of a precision, or of all of them, or those of reproducible vectors, for bfloat16
-    and float32 checkpoints, unless they are there already. Returns kernel and types -> whether it is kept on
-    disk."""
+    """Compile kernels for bfloat16 and float32 checkpoints, unless they are there already.
+
+    Args:
+        matmul_precision: Those of one precision. Default: of all.
+        reproducible: Those of reproducible vectors.
+
+    Returns:
+        Kernel and types -> whether it is kept on disk.
+    """
     from ..engine import forward, stage
     from ..runtime.numba_backend import PRECISIONS, NumbaBackend
     from ..runtime.packed_weights import pack_share
@@ -56,7 +66,10 @@ def compile_kernels(matmul_precision: str | None = None, reproducible: bool = Fa
 
 
 def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
-    """One of each kind of weights that has kernels of its own. Kernels depend on types, never on sizes."""
+    """Yield a checkpoint of each kind of weights that has kernels of its own.
+
+    Kernels depend on types, never on sizes.
+    """
     yield (bfloat16 := Checkpoint(synthesize(folder / "bfloat16")))
     widened = synthesize(folder / "float32")
     save_file({name: tensor.widen() for name, tensor in bfloat16.tensors.items()}, widened / SINGLE_FILE)

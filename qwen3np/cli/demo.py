@@ -26,7 +26,7 @@ EXAMPLES = ("qwen3np demo",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """Add no arguments: there are none."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,8 +34,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def show(out: Print) -> None:
-    """Print the example. Downloads the model (1.2 GB, once) if it is not in the Hub cache and the Hub
-    answers."""
+    """Print the example.
+
+    The model is downloaded (1.2 GB, once) if it is not in the Hub cache and the Hub answers.
+    """
     folder, why = _published_model(out)
     if folder is not None:
         _show_published(folder, out)
@@ -45,10 +47,10 @@ def show(out: Print) -> None:
 
 
 def _published_model(out: Print) -> tuple[Path | None, str]:
-    """The folder of the real model; or None and why not, after three seconds at the most."""
+    """Return the folder of the published model, or None and why not after at most three seconds."""
     try:
         folder = locate(CARD_MODEL, local_files_only=True)
-        if (folder / SINGLE_FILE).is_file():  # else the remains of an interrupted download
+        if (folder / SINGLE_FILE).is_file():  # else an interrupted download left the folder
             return folder, ""
     except CheckpointError:
         pass
@@ -56,7 +58,7 @@ def _published_model(out: Print) -> tuple[Path | None, str]:
 
     try:
         HfApi().model_info(CARD_MODEL, timeout=3)
-    except Exception as error:  # whatever the HTTP client raises: the Hub is not in reach
+    except Exception as error:  # whatever the HTTP client raises: the Hub cannot be reached
         return None, type(error).__name__
     out(f"Downloading {CARD_MODEL} (1.2 GB, once) ... HF_HUB_OFFLINE=1 runs this demo without it.")
     return locate(CARD_MODEL), ""
@@ -104,7 +106,7 @@ def _show_generated(folder: Path, why: str, out: Print) -> None:
     rows = [[q, *(f"{s:.4f}" for s in row)] for q, row in zip(CARD_QUERIES, scores, strict=True)]
     out(table(header, rows, terminal_columns()))
 
-    out("\nlargest difference of a unit vector's channel from the reading copy in float64:")
+    out("\nlargest difference of a unit vector's values from the reference in float64:")
     ids4 = model.tokenize(CARD_QUERIES, prompt_name="query") + model.tokenize(CARD_DOCUMENTS)
     w = model.checkpoint.weights(np.float64)
     settings = (c.rms_norm_eps, c.rope_theta, c.head_dim)

@@ -13,7 +13,7 @@ from ..files.lines import format_of
 from ..files.record import ERRORS, beside
 from ..files.rows import SUFFIXES
 from ..files.run import Job, Report, bad_rows_message, check_free, embed_file, save
-from ..files.work import Sums, kept
+from ..files.work import Totals, kept
 from ..runtime.progress import bar, ticking, worth_showing
 from . import options
 from .inputs import STDIN, looks_like_file, names_file, refusal, stdin_lines, texts
@@ -30,33 +30,36 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Texts -> vectors, as JSON lines; or a whole file of texts -> a file of vectors."
+    parser.description = (
+        "Turn texts into vectors, printed as JSON lines; or a whole file of texts into a file of vectors."
+    )
     options.model_options(parser, options.EMBEDDER)
     parser.add_argument(
         "texts",
         nargs="*",
         default=[],
         metavar="INPUT",
-        help="texts, or one file: what ends in .txt (a text a line), .jsonl, .json, .csv, .tsv or .parquet, "
-        "or in one of these and .gz, is a file's name; - or none: a text a line from stdin",
+        help="texts, or one file: .txt (one text per line), .jsonl, .json, .csv, .tsv (each also with .gz), "
+        "or .parquet; - or nothing: one text per line from stdin",
     )
     parser.add_argument(
-        "--text", action="append", default=[], help="a text, whatever it ends in (repeat for more)"
+        "--text", action="append", default=[], help="a text, never taken for a file name (repeatable)"
     )
-    parser.add_argument("--input", metavar="FILE", help="a file, or - for stdin")
+    parser.add_argument("--input", metavar="FILE", help="the file of texts, or - for stdin")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--query", action="store_true", help='put the model\'s "query" prompt before each text'
     )
     prompt.add_argument("--prompt", help="put this prompt before each text")
     prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before each text')
-    parser.add_argument("--dim", type=int, help="keep this many leading channels (32 to hidden_size)")
+    parser.add_argument("--dim", type=int, help="keep this many leading dimensions (32 to hidden_size)")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="OUT",
-        help="write float32 vectors to .npy, .jsonl, .parquet or .safetensors; a file of texts needs it",
+        help="write float32 vectors to this .npy, .jsonl, .parquet or .safetensors file; required for a file "
+        "of texts",
     )
     files = parser.add_argument_group("for a file of texts")
     options.column_options(files)
@@ -64,13 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=["fail", "skip"],
         default="fail",
-        help="bad rows: fail before anything is computed, or leave them out, listed in OUT.errors.jsonl "
+        help="bad rows: fail before anything is computed, or skip them and list them in OUT.errors.jsonl "
         "(default: %(default)s)",
     )
     files.add_argument(
-        "--resume", action="store_true", help="go on where an interrupted run stopped, if one did"
+        "--resume", action="store_true", help="continue where an interrupted run stopped, if one did"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT, or what is left of a run")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT, or what an interrupted run left"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -103,10 +108,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def input_file(args: argparse.Namespace) -> Path | None:
-    """The file that is to be embedded, or None if texts are.
+    """Return the file to embed, or None if the arguments are texts.
 
-    An argument that ends in .txt, .jsonl and so on is a file's name, whether there is such a file or not; of
-    other files the name is refused.
+    An argument that ends in .txt, .jsonl and so on is a file name, whether there is such a file or not; the
+    names of other files are refused.
     """
     named = [text for text in args.texts if looks_like_file(text) or names_file(text)]
     if args.input is None and not named:
@@ -127,8 +132,8 @@ def input_file(args: argparse.Namespace) -> Path | None:
 
 
 def prompt_of(model: Embedder, args: argparse.Namespace) -> str:
-    """What the options put before each text."""
-    return model._prompt_text("query" if args.query else None, args.prompt, args.instruction)
+    """Return what the options put before each text."""
+    return model.prompt_text("query" if args.query else None, args.prompt, args.instruction)
 
 
 def embed_whole_file(args: argparse.Namespace, source: Path) -> None:
@@ -159,19 +164,19 @@ def embed_whole_file(args: argparse.Namespace, source: Path) -> None:
 
 
 def _summary(job: Job, report: Report) -> list[str]:
-    sums = report.sums
-    lines = [f"{job.output}: {sums.texts:,} x {report.dim} float32, {sums.tokens:,} tokens"]
+    totals = report.totals
+    lines = [f"{job.output}: {totals.texts:,} x {report.dim} float32, {totals.tokens:,} tokens"]
     if report.complete:
         lines[0] += ": is complete"
     elif report.resumed:
         lines[0] += f" ({report.resumed:,} rows were done before)"
-    if sums.cut:
+    if totals.cut:
         limit = f"{report.max_seq_length:,} tokens"
-        lines.append(f"{sums.cut:,} texts were cut to {limit}; the longest had {sums.longest:,}")
-    if sums.empty:
-        lines.append(f"{sums.empty:,} empty texts, which have one and the same vector")
-    if sums.rows > sums.texts:
-        bad = sums.rows - sums.texts
+        lines.append(f"{totals.cut:,} texts were cut to {limit}; the longest had {totals.longest:,}")
+    if totals.empty:
+        lines.append(f"{totals.empty:,} empty texts, which have one and the same vector")
+    if totals.rows > totals.texts:
+        bad = totals.rows - totals.texts
         lines.append(
             f"{bad:,} bad rows were left out ({beside(job.output, ERRORS)}): "
             + bad_rows_message(job.source, bad, report.first_bad_rows)
@@ -180,7 +185,7 @@ def _summary(job: Job, report: Report) -> list[str]:
 
 
 class _Bar:
-    """Rows, time left and tokens a second of this run, on a terminal."""
+    """A progress bar on a terminal: rows, time left, and tokens per second of this run."""
 
     def __init__(self, name: str) -> None:
         self._name = escaped(name)
@@ -191,20 +196,20 @@ class _Bar:
 
     @property
     def begun(self) -> bool:
-        """There is something that a run could go on with."""
+        """Whether there is something that a run could go on with."""
         return self._bar is not None
 
-    def show(self, sums: Sums, rows: int) -> None:
+    def show(self, totals: Totals, rows: int) -> None:
         if self._bar is None:
-            options = {"total": rows, "initial": sums.rows, "desc": self._name, "unit": "row"}
+            options = {"total": rows, "initial": totals.rows, "desc": self._name, "unit": "row"}
             self._bar = self._stack.enter_context(bar(**options))
             self._stack.enter_context(ticking(self._bar))
-            self._tokens, self.rows = sums.tokens, rows
-        self._bar.update(sums.rows - self._bar.n)
+            self._tokens, self.rows = totals.tokens, rows
+        self._bar.update(totals.rows - self._bar.n)
         elapsed = self._bar.format_dict["elapsed"] if not self._bar.disable else 0
         if elapsed:
             self._bar.set_postfix_str(
-                f"{(sums.tokens - self._tokens) / elapsed:,.0f} tokens/s", refresh=False
+                f"{(totals.tokens - self._tokens) / elapsed:,.0f} tokens/s", refresh=False
             )
 
     def close(self) -> None:

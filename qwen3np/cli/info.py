@@ -1,4 +1,4 @@
-"""qwen3np info: this machine; with MODEL, also the model."""
+"""qwen3np info: this machine and, with MODEL, the model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def machine() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """What the system calls the CPU."""
+    """Return the CPU's name as the operating system has it."""
     name = ""
     if sys.platform == "linux":
         pairs = (line.partition(":") for line in read(Path("/proc/cpuinfo")).splitlines())

@@ -1,6 +1,6 @@
-"""What an argument of a command is: a text, the name of a file, or - for stdin.
+"""What an argument of a command is: a text, a file name, or - for stdin.
 
-No command takes a file's name for a text: the vector of a name is wrong without an error.
+No command takes a file name for a text: the vector of a name is wrong without an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..files.rows import SUFFIXES
 from .streams import say
 
 STDIN = "-"
-# What other files of texts end in, which are not read.
+# Suffixes of other files of texts, which are not read.
 OTHER_SUFFIXES = (
     *(".md", ".markdown", ".rst", ".html", ".htm", ".xml", ".yaml", ".yml", ".ndjson", ".log", ".tex"),
     *(".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx", ".zst", ".zip", ".bz2", ".xz"),
@@ -26,22 +26,27 @@ DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
 
 def looks_like_file(argument: str) -> bool:
-    """It ends as the name of a file that is read does, or is the path of another."""
+    """Whether an argument ends like a file that is read, or is the path of another kind of file."""
     kind = format_of(Path(argument))
     is_path = os.sep in argument or "/" in argument
     return kind in SUFFIXES or (kind in OTHER_SUFFIXES and is_path and len(argument.split()) == 1)
 
 
 def names_file(argument: str, folders: bool = True) -> bool:
-    """There is such a file or, if `folders` count, a folder; or it is one word that looks like a file. A
-    folder whose name is written as a path, ./data and not data, counts in any case."""
+    """Whether an argument names a file that exists, or is one word that looks like a file name.
+
+    A folder counts if `folders` is true, and in any case if it is written as a path: ./data and not data.
+    """
     if os.path.isdir(argument):
         return folders or os.sep in argument or "/" in argument
     return os.path.exists(argument) or (len(argument.split()) == 1 and looks_like_file(argument))
 
 
 def refusal(name: str, as_text: str) -> ValueError:
-    """Of a name in place of a text: what can be done. `as_text`: how the command takes a text that is one."""
+    """Return the error for a name in place of a text, which says what can be done.
+
+    `as_text` is how the command takes a text that looks like a name.
+    """
     if not os.path.exists(name):
         return ValueError(f"{name}: there is no such file; if it is a text: {as_text}")
     found = f"file; its content as a text: {_cat(name)}"
@@ -50,14 +55,17 @@ def refusal(name: str, as_text: str) -> ValueError:
 
 
 def _cat(name: str) -> str:
+    """Return the shell's way to pass a file's content as an argument."""
     return f'"$(cat {shlex.quote(name)})"'
 
 
 def texts(
     arguments: Sequence[str], literal: bool = False, folders: bool = False, as_text: str = "--literal"
 ) -> list[str]:
-    """The arguments, with the lines of stdin in place of "-". Raises ValueError for the name of a file,
-    unless all are `literal`."""
+    """Return the arguments, with the lines of stdin in place of "-".
+
+    Raises ValueError for the name of a file, unless all arguments are `literal`.
+    """
     if literal:
         return list(arguments)
     for argument in arguments:
@@ -70,7 +78,7 @@ def texts(
 
 
 def refuse_file_names(args: argparse.Namespace) -> None:
-    """In place of the text of --prompt and --instruction."""
+    """Raise ValueError for a file name in place of the text of --prompt or --instruction."""
     for option in ("prompt", "instruction"):
         value = getattr(args, option, None)
         if value and os.path.isfile(value) and not getattr(args, "literal", False):
@@ -78,19 +86,21 @@ def refuse_file_names(args: argparse.Namespace) -> None:
 
 
 def stdin_lines(asked: bool = False) -> list[str]:
-    """A text a line. A terminal is waited for only if stdin was `asked` for; an error says that there is no
-    text."""
+    """Return the texts on stdin, one per line; ValueError if there are none.
+
+    A terminal is only waited for if stdin was `asked` for.
+    """
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if asked and terminal:
-        say("reading texts from the terminal, one a line; Ctrl-D after the last")
+        say("reading texts from the terminal, one per line; Ctrl-D after the last")
     found = stdin_texts() if sys.stdin is not None and (asked or not terminal) else []
     if not found:
-        raise ValueError("no text given: pass texts as arguments, or one a line on stdin")
+        raise ValueError("no text given: pass texts as arguments, or one per line on stdin")
     return found
 
 
 def delimiter(argument: str) -> str:
-    """Type of the option --delimiter."""
+    """Parse the option --delimiter."""
     found = DELIMITERS.get(argument, argument)
     if len(found) != 1 or found in '"\r\n':
         raise ValueError

@@ -1,4 +1,4 @@
-"""Options that several commands have, and the models they name."""
+"""Options that several commands share, and the models they name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 RERANKER = "Qwen/Qwen3-Reranker-0.6B"
-PRECISIONS = ("highest", "high", "medium")
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 def load_embedder(args: argparse.Namespace) -> Embedder:
@@ -30,7 +30,7 @@ def load_reranker(args: argparse.Namespace) -> Reranker:
 
 
 def load_either(args: argparse.Namespace) -> Embedder | Reranker:
-    """Whichever the model's files are."""
+    """Load the model as an Embedder or a Reranker, whichever its files are."""
     from ..loading.hub import locate
     from ..loading.st_config import is_reranker
 
@@ -39,6 +39,7 @@ def load_either(args: argparse.Namespace) -> Embedder | Reranker:
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of Embedder and Reranker that the options give."""
     return {
         **_where(args),
         "backend": args.backend,
@@ -49,66 +50,85 @@ def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _where(args: argparse.Namespace) -> dict[str, Any]:
-    """How the model's files are found."""
+    """Return the arguments that say where the model's files are."""
     names = ("revision", "cache_folder", "token", "local_files_only")
     return {name: getattr(args, name) for name in names}
 
 
 def model_name(model: str) -> str:
-    """As it can be found from anywhere."""
+    """Return the Hub id, or a folder's absolute path."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def model_options(parser: argparse.ArgumentParser, default: str | None, *precision: str) -> None:
-    """`precision`: further names of --matmul-precision."""
+def model_options(
+    parser: argparse.ArgumentParser, default: str | None, *precision: str, otherwise: str = "none"
+) -> None:
+    """Add the options that say which model computes, and how.
+
+    Args:
+        parser: The command's parser.
+        default: The default model.
+        *precision: Further names of --matmul-precision.
+        otherwise: What the help says in place of the default, where there is none.
+    """
     parser.add_argument(
-        "-m", "--model", default=default, help=f"Hub id or folder (default: {default or 'none'})"
+        "-m", "--model", default=default, help=f"Hub id or folder (default: {default or otherwise})"
     )
-    parser.add_argument("--revision", help="revision of the Hub repository")
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--cache-folder", metavar="FOLDER", help="the Hub cache (default: that of HF_HOME)")
-    parser.add_argument("--local-files-only", action="store_true", help="take the model from the cache only")
-    parser.add_argument("--token", help="for private models (default: HF_TOKEN, or the login's)")
+    parser.add_argument(
+        "--local-files-only", action="store_true", help="take the model from the cache, never download it"
+    )
+    parser.add_argument("--token", help="Hub token for private models (default: HF_TOKEN, or the login's)")
     parser.add_argument(
         "--backend",
         default="auto",
         choices=("auto", "numba", "numpy"),
-        help="the kernels (numba), or the reading copy (numpy) (default: %(default)s)",
+        help="numba: the kernels; numpy: the reference; auto: the faster one (default: %(default)s)",
     )
     parser.add_argument(
         "--matmul-precision",
         *precision,
         default="high",
-        choices=PRECISIONS,
-        help="(default: %(default)s)",
+        choices=MATMUL_PRECISIONS,
+        help="high: float32 within 5e-6 of float64; medium: activations in bfloat16 where that is faster; "
+        "highest: float32 always (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=int, help="default: the cores this process may use")
-    parser.add_argument("--reproducible", action="store_true", help="the same bits on every CPU")
+    parser.add_argument(
+        "--threads", type=int, help="threads of the kernels (default: one per core this process may use)"
+    )
+    parser.add_argument("--reproducible", action="store_true", help="compute the same bits on every CPU")
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument MODEL, which stands for --model."""
     parser.add_argument(
         "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="Hub id or folder, as --model"
     )
 
 
 def literal(parser: argparse.ArgumentParser) -> None:
+    """Add the option --literal."""
     parser.add_argument(
-        "--literal", action="store_true", help="arguments are texts, even - and the names of files"
+        "--literal", action="store_true", help="take all arguments for texts, even - and file names"
     )
 
 
 def column_options(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--column", help='what holds the texts (default: "text", or the only column)')
+    """Add the options that say which columns of a file are read."""
+    parser.add_argument("--column", help='the column of texts (default: "text", or the only column)')
     parser.add_argument(
-        "--id-column", help="what holds ids (default: \"id\", if there is one; '': the rows' numbers)"
+        "--id-column", help="the column of ids (default: \"id\", if there is one; '': number the rows)"
     )
     delimiter_option(parser)
 
 
 def delimiter_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option --delimiter."""
     parser.add_argument(
         "--delimiter",
         type=delimiter,
         metavar="CHARACTER",
-        help='between the columns of .csv and .tsv: one character, or "tab" (default: what the header has)',
+        help='what separates the columns of .csv and .tsv: one character, or "tab" (default: what the header '
+        "has)",
     )

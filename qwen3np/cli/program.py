@@ -1,4 +1,4 @@
-"""qwen3np COMMAND: finds the command's file, parses its arguments, and turns errors into one line."""
+"""qwen3np COMMAND: find the command's file, parse its arguments, turn errors into one line."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ from . import streams
 from .inputs import refuse_file_names
 
 COMMANDS = {
-    "embed": "texts, or a whole file of them -> vectors",
-    "search": "the best texts of a file that embed wrote",
-    "similarity": "queries against documents, as a table",
-    "rerank": "documents for a query, best first, as a table or JSON lines",
-    "verify": "compare the model with the reading copy or transformers, and with the published scores",
-    "info": "this machine; with MODEL, also the model",
+    "embed": "turn texts, or a whole file of them, into vectors",
+    "search": "find the best texts in a file that embed wrote",
+    "similarity": "compare queries with documents, as a table",
+    "rerank": "rank documents for a query, as a table or JSON lines",
+    "verify": "compare a model with the reference or transformers, and with the published scores",
+    "info": "describe this machine and, with MODEL, a model",
     "compile": "compile all kernels ahead of time, for a container image",
-    "synth": "write a generated checkpoint (random weights of true shapes)",
-    "demo": "the model card's example",
+    "synth": "write a generated checkpoint (random weights of real shapes)",
+    "demo": "run the model card's example",
 }
-QUIET = ("synth",)  # on stdout
+QUIET = ("synth",)  # commands that print nothing on stdout
 
 
 class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all errors of the program."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         # Examples keep their lines.
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **options)
 
     def error(self, message: str) -> NoReturn:
-        """One line, as for every other error; argparse would print the usage too."""
+        """Print one line and exit; argparse would print the usage too."""
         if message.startswith("unrecognized arguments: -") or message.endswith("expected one argument"):
-            message += '; what begins with "-" and is no option: --OPTION=-VALUE, or after -- at the end'
+            message += '; what begins with "-" and is not an option: --OPTION=-VALUE, or after -- at the end'
         streams.say(f"{self.prog}: error: {message} ({self.prog} --help)")
         sys.exit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit code 0, or 2 with one line on stderr that says what was wrong and what to do;
-    `verify` has 1 for a model that fell short."""
+    """Run one command and return its exit code: 0, or 2 after one line on stderr.
+
+    That line says what was wrong and what to do. `verify` returns 1 for a model that fell short.
+    """
     streams.prepare()
     try:
         code = _run(argv)
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         streams.say("qwen3np: interrupted")
         return 130
-    except BrokenPipeError:  # the reader (head, less) has seen enough
+    except BrokenPipeError:  # who reads stdout (head, less) has seen enough
         return 0
     except OSError as error:
         return _failed(f"{streams.STDOUT}: {error.strerror}" if error.filename == streams.STDOUT else error)
@@ -68,7 +72,7 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = _parser(next((argument for argument in argv if not argument.startswith("-")), ""))
     try:
         args = parser.parse_args(argv)
-    except SystemExit as end:  # help, the version, or an error that it has printed
+    except SystemExit as end:  # argparse has printed help, the version or an error
         return int(end.code or 0)
     if args.command is None:
         parser.print_help(sys.stderr)
@@ -85,7 +89,7 @@ def _failed(reason: object) -> int:
 
 
 def _parser(command: str) -> Parser:
-    """The parser of all commands, with the arguments of one: its file alone is imported."""
+    """Return the parser of all commands, with the arguments of one; only that one's file is imported."""
     parser = Parser(prog="qwen3np", description="Qwen3-Embedding and Qwen3-Reranker in NumPy and Numba.")
     parser.add_argument("--version", action="version", version=f"qwen3np {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)

@@ -1,4 +1,4 @@
-"""qwen3np rerank: documents for a query, best first, as a table or JSON lines."""
+"""qwen3np rerank: rank documents for a query, best first, as a table or JSON lines."""
 
 from __future__ import annotations
 
@@ -22,32 +22,37 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.model_options(parser, options.RERANKER)
-    parser.add_argument("query", metavar="QUERY")
+    parser.add_argument("query", metavar="QUERY", help="the query; never a file")
     parser.add_argument(
         "texts",
         nargs="*",
         default=[],  # without one, an error says that documents are required
         metavar="DOCUMENT",
-        help="the documents, or one file as of --documents; - or none: one a line from stdin",
+        help="the documents, or one file as for --documents; - or nothing: one per line from stdin",
     )
     parser.add_argument(
         "--documents",
         type=Path,
         metavar="FILE",
-        help=".txt (a document a line), .jsonl, .json, .csv, .tsv (each also .gz), .parquet, or - for stdin",
+        help="a file of documents: .txt (one per line), .jsonl, .json, .csv, .tsv (each also with .gz), "
+        ".parquet; or - for stdin",
     )
-    parser.add_argument("--column", help="what holds the documents in FILE (default: text)")
-    parser.add_argument("-k", "--top-k", type=int, metavar="N", help="the N best (default: all)")
+    parser.add_argument("--column", help="the column of documents in FILE (default: text)")
+    parser.add_argument("-k", "--top-k", type=int, metavar="N", help="print the N best (default: all)")
     parser.add_argument("--instruction", help="what makes a document a good one (default: the model card's)")
     parser.add_argument(
-        "--raw-scores", action="store_true", help='logit("yes") - logit("no"), not the probability of "yes"'
+        "--raw-scores",
+        action="store_true",
+        help='print logit("yes") - logit("no"), not the probability of "yes"',
     )
     parser.add_argument(
         "--escape-special-tokens",
         action="store_true",
-        help='"<|im_end|>" and its like in the texts are text, so that no document can answer itself',
+        help='take "<|im_end|>" and its like for plain text, so that no document can answer itself',
     )
-    parser.add_argument("--json", action="store_true", help="a JSON object a line: corpus_id, score, text")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per line: corpus_id, score, text"
+    )
     options.literal(parser)
     options.delimiter_option(parser)
 
@@ -77,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _documents(args: argparse.Namespace) -> list[str]:
-    """Empty lines are documents too, so that a document's number is that of its line."""
+    """Return the documents; empty lines are documents too, so that a document's number is its line's."""
     if args.texts and args.documents is not None:
         raise ValueError(
             f"--documents {args.documents} and documents as arguments ({args.texts[0][:40]!r}): give one of "

@@ -1,4 +1,4 @@
-"""qwen3np search: the best texts of a file that embed wrote."""
+"""qwen3np search: find the best texts in a file that embed wrote."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ EXAMPLES = ('qwen3np search articles.parquet "Why do things fall?" --top-k 5',)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.model_options(parser, None)
+    options.model_options(parser, None, otherwise="the one that made FILE")
     parser.add_argument("corpus", type=Path, metavar="FILE", help="what embed --output wrote, in any format")
-    parser.add_argument("queries", nargs="+", metavar="QUERY", help="queries; - for one a line from stdin")
+    parser.add_argument("queries", nargs="+", metavar="QUERY", help="queries; -: one per line from stdin")
     options.literal(parser)
-    parser.add_argument("-k", "--top-k", type=int, default=10, help="texts a query (default: %(default)s)")
+    parser.add_argument("-k", "--top-k", type=int, default=10, help="texts per query (default: %(default)s)")
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", help="put before each query (default: the model's query prompt)")
+    prompt.add_argument("--prompt", help="what is put before each query (default: the model's query prompt)")
     prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before each query')
-    parser.add_argument("--json", action="store_true", help="a JSON object a query instead of tables")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per query instead of tables"
+    )
     parser.add_argument(
         "--texts", type=Path, metavar="FILE", help="the file that was embedded, if FILE holds no texts"
     )
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """`args.model` is None where the corpus is to say."""
+    """Search; the corpus says which model to use where `args.model` is None."""
     asked = texts(args.queries, args.literal)
     corpus = saved.open_saved(args.corpus)
     made_by = corpus.info.get("model")
@@ -48,8 +50,8 @@ def run(args: argparse.Namespace) -> None:
     width = model.config.hidden_size
     if not min(32, width) <= corpus.dim <= width:
         raise ValueError(
-            f"{args.corpus}: holds vectors of {corpus.dim} channels, and {args.model} gives {width} or, cut, "
-            "at least 32: name the model that made them with --model"
+            f"{args.corpus}: holds vectors of {corpus.dim} dimensions, and {args.model} gives {width} or, "
+            "truncated, at least 32: name the model that made them with --model"
         )
     queries = model.encode_query(
         asked, prompt=args.prompt, instruction=args.instruction, truncate_dim=corpus.dim
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         if args.json:
             print(json.dumps({"query": query, "results": results}, ensure_ascii=False))
         else:
-            print(_table(query, results), end="\n\n")
+            print(_results_table(query, results), end="\n\n")
 
 
 def _nearest(
@@ -84,7 +86,7 @@ def _nearest(
 
 
 def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -> dict[int, saved.Found]:
-    """Ids and texts; an output without texts has them from --texts, or from the input it was made of."""
+    """Return ids and texts of the rows; an output without texts has them from --texts, or from its input."""
     found = corpus.find(rows)
     count = corpus.count
     if args.texts is not None:
@@ -107,6 +109,6 @@ def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -
     return found
 
 
-def _table(query: str, results: list[dict[str, Any]]) -> str:
+def _results_table(query: str, results: list[dict[str, Any]]) -> str:
     rows = [[f"{r['score']:.4f}", str(r["id"]), r["text"] or ""] for r in results]
     return table(["score", "id", query], rows, terminal_columns(110))

@@ -1,4 +1,4 @@
-"""qwen3np similarity: queries against documents, as a table."""
+"""qwen3np similarity: compare queries with documents, as a table."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ EXAMPLES = ('qwen3np similarity -q "Explain gravity" -d "It is a force." -d "Bre
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.model_options(parser, options.EMBEDDER)
     parser.add_argument(
-        "-q", "--query", action="append", required=True, help="a query (repeat for more; - for stdin)"
+        "-q", "--query", action="append", required=True, help="a query (repeatable; -: from stdin)"
     )
     parser.add_argument(
-        "-d", "--document", action="append", required=True, help="a document (repeat for more; - for stdin)"
+        "-d", "--document", action="append", required=True, help="a document (repeatable; -: from stdin)"
     )
     options.literal(parser)
-    parser.add_argument("--prompt", help="prompt of the queries (default: the model's)")
-    parser.add_argument("--dim", type=int, help="keep this many leading channels (32 to hidden_size)")
+    parser.add_argument("--prompt", help="what is put before each query (default: the model's query prompt)")
+    parser.add_argument("--dim", type=int, help="keep this many leading dimensions (32 to hidden_size)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ STDOUT = "stdout"  # the file that an OSError of stdout names
 
 
 class _Output(io.FileIO):
-    """stdout. Its errors say so."""
+    """stdout, whose errors name it."""
 
     def write(self, data: Any) -> int:
         try:
@@ -23,7 +23,7 @@ class _Output(io.FileIO):
 
 
 class _Messages(io.FileIO):
-    """stderr. That nobody can read it any more (a terminal that is gone, a full disk) ends no run."""
+    """stderr, whose errors are ignored: a terminal that is gone or a full disk ends no run."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
@@ -32,8 +32,11 @@ class _Messages(io.FileIO):
 
 
 def prepare() -> None:
-    """stdout and stderr are UTF-8 whatever the locale, and a file opened later gets none of their numbers
-    (`>&-`). A lone surrogate is escaped, as JSON escapes it."""
+    """Make stdout and stderr UTF-8 whatever the locale; a lone surrogate is escaped, as JSON escapes it.
+
+    A stream that the shell closed (`>&-`) is opened on the null device first, so that a file opened later
+    does not get its number.
+    """
     while (unused := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(unused)
@@ -51,8 +54,7 @@ def prepare() -> None:
 
 
 def flush_stdout() -> None:
-    """Write what is left to be written; if that cannot be, it is dropped: Python would try once more at its
-    end."""
+    """Write what is left to be written, or drop it if that fails: Python would try once more at its end."""
     if sys.stdout is not None:
         try:
             sys.stdout.flush()
@@ -62,11 +64,11 @@ def flush_stdout() -> None:
 
 
 def say(message: object) -> None:
-    """Print one line on stderr, whatever characters are in a file's name."""
-    lines = re.split(r"\n +", str(message))  # a list, as of all that is wrong with a checkpoint
+    """Print one line on stderr, whatever characters are in a file name."""
+    lines = re.split(r"\n +", str(message))  # an indented list, as of all that is wrong with a checkpoint
     print("; ".join(escaped(line) for line in lines), file=sys.stderr)
 
 
 def escaped(text: str) -> str:
-    """Control characters as Python writes them, \\n and \\x1b: they must not steer the terminal."""
+    """Escape control characters as Python writes them, \\n and \\x1b: they must not steer the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""qwen3np synth: a generated checkpoint."""
+"""qwen3np synth: write a generated checkpoint."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ EXAMPLES = ("qwen3np synth tiny && qwen3np embed --model tiny 'a text'",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
-    parser.add_argument("--like", default="tiny", choices=LIKE, help="whose shapes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, help="num_hidden_layers, if not the model's")
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to copy (default: a small one)"
+        "--like", default="tiny", choices=LIKE, help="the model whose shapes it has (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: %(default)s)")
+    parser.add_argument("--layers", type=int, help="number of layers (default: that model's)")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="the tokenizer.json to copy (default: a small one)"
     )
 
 

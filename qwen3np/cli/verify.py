@@ -1,4 +1,4 @@
-"""qwen3np verify: the report on stdout, and with --json all of it in a file."""
+"""qwen3np verify: print the report and, with --json, write all of it to a file."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ EXAMPLES = ("qwen3np verify Qwen/Qwen3-Embedding-0.6B --json report.json",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Exit code 0: everything held. 1: something fell short. 2: it could not run."
+    parser.description = (
+        "Compare a model with the reference or transformers, and with the published scores.\n"
+        "Exit code 0: everything held. 1: something fell short. 2: it could not run."
+    )
     options.model_options(parser, options.EMBEDDER, "--precision")
     options.model_argument(parser)
     parser.add_argument(
         "--against",
         default="numpy",
         choices=("numpy", "transformers"),
-        help="stage by stage against the reading copy, or transformers (default: %(default)s)",
+        help="compare the stages with the reference (numpy) or transformers (default: %(default)s)",
     )
     parser.add_argument(
         "--published",
         action="store_true",
-        help="the folder holds the published weights: compare the scores (a Hub id implies it)",
+        help="the folder holds the published weights: compare their scores (a Hub id implies it)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every row, with all digits")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write every row to FILE, with all digits"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,8 +61,10 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _json_file(path: Path) -> Iterator[Callable[[Any], None]]:
-    """A function that writes a value to the file, complete or not at all. That it can be written is tried at
-    once: what is to be written may take minutes to come."""
+    """Yield a function that writes a value to the file, complete or not at all.
+
+    That the file can be written is tried at once: what is to be written may take minutes to come.
+    """
     if path.is_dir():
         raise ValueError(f"--json {path}: is a folder")
     tried = path.with_name(f".{path.name}.{os.getpid()}")

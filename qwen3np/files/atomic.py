@@ -1,7 +1,7 @@
 """Files that appear complete or not at all, whenever a process is killed or the power fails.
 
-A file is written under a name of its own in the same folder, brought to the disk itself, and renamed; then
-the folder is brought to the disk, where systems can.
+A file is written under a temporary name in the same folder, flushed to the disk, and renamed; then the folder
+is flushed to the disk, where systems can.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 
 def write_file(path: Path, *parts: bytes | NDArray[Any]) -> None:
-    """Write the parts to a file, which appears complete or not at all. An OSError names it."""
+    """Write the parts to a file, which appears complete or not at all; an OSError names it."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with create(partial, "xb") as file:
@@ -33,8 +33,11 @@ def write_file(path: Path, *parts: bytes | NDArray[Any]) -> None:
 
 @contextmanager
 def create(path: Path, mode: str = "wb") -> Iterator[Any]:
-    """A file that is written, and then brought to the disk itself: renamed afterwards it is whole even if the
-    power fails. An OSError names it, also where the disk is full when it is closed."""
+    """Open a file for writing, and flush it to the disk when it is closed.
+
+    Renamed afterwards, it is whole even if the power fails. An OSError names it, also where the disk is full
+    when it is closed.
+    """
     try:
         with open(path, mode) as file:
             yield file
@@ -47,12 +50,12 @@ def create(path: Path, mode: str = "wb") -> Iterator[Any]:
 
 
 def write(file: BinaryIO, data: bytes | NDArray[Any]) -> None:
-    """(ndarray.tofile would not even say that the disk is full.)"""
+    """Write bytes or an array; unlike ndarray.tofile, say so if the disk is full."""
     file.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
 
 
 def replace(new: Path, path: Path) -> None:
-    """`new` takes the place of `path` at once. An OSError names `path`."""
+    """Rename `new` to `path`, replacing what is there at once; an OSError names `path`."""
     try:
         os.replace(new, path)
     except OSError as error:
@@ -62,6 +65,7 @@ def replace(new: Path, path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
+    """Flush a folder's entries to the disk."""
     with suppress(OSError):  # not every system can
         folder = os.open(path, os.O_RDONLY)
         try:

@@ -13,6 +13,8 @@ NOT_UTF8 = "is not UTF-8"
 
 @dataclass(frozen=True)
 class Row:
+    """A row that can be embedded: its number, its id and its text."""
+
     row: int
     id: int | str
     text: str
@@ -20,6 +22,8 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
+    """A row that cannot be embedded, and why."""
+
     row: int
     line: int | None  # None: the format has no lines
     reason: str
@@ -30,10 +34,11 @@ class BadRow:
 
 
 class Bad(Exception):
-    """Stands where a value should be. A type of its own, since any string is a valid text."""
+    """What stands where a value should be; a type of its own, since any string is a valid text."""
 
 
 def checked_row(row: int, line: int | None, id: Any, text: Any) -> Row | BadRow:
+    """Return a row, or a bad row that says what is wrong with its text or id."""
     for value in (text, id):
         if isinstance(value, Bad):
             return BadRow(row, line, str(value))
@@ -53,7 +58,7 @@ def checked_row(row: int, line: int | None, id: Any, text: Any) -> Row | BadRow:
 def choose(
     path: Path, columns: Sequence[str], column: str | None, id_column: str | None
 ) -> tuple[str, str | None]:
-    """The columns of texts and of ids."""
+    """Return the columns of texts and of ids."""
     for name in (column, id_column):
         if name and name not in columns:
             raise ValueError(f"{path}: there is no column {name!r}; there are {names(columns)}")
@@ -68,10 +73,12 @@ def choose(
 
 
 def names(columns: Sequence[str]) -> str:
+    """Return the columns' names as a message lists them."""
     return ", ".join(map(repr, columns)) or "none"
 
 
 def cell(values: Mapping[str, Any], name: str | None) -> Any:
+    """Return the value in a column, or Bad if there is none."""
     if name is None:
         return None
     if name not in values:
@@ -80,12 +87,13 @@ def cell(values: Mapping[str, Any], name: str | None) -> Any:
 
 
 def kind_of(value: Any) -> str:
+    """Return what JSON calls a value's type."""
     kinds = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")
 
 
 def parse_json(data: bytes) -> Any:
-    """A value, or Bad."""
+    """Return the value of a JSON text, or Bad."""
     text = decode(data)
     if isinstance(text, Bad):
         return text
@@ -98,6 +106,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def decode(data: bytes) -> str | Bad:
+    """Return UTF-8 bytes as a str, or Bad."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Rows of .csv and .tsv files: RFC 4180 with a header, whatever stands between the columns."""
+"""Rows of .csv and .tsv files: RFC 4180 with a header, and whatever separates the columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPEN = re.compile(rf'(^|[{DELIMITERS}])"')
 def delimited_rows(
     path: Path, column: str | None, id_column: str | None, delimiter: str | None
 ) -> Iterator[Row | BadRow]:
-    """Stops with a ValueError where no row can be told from the next."""
+    """Yield the rows; ValueError where no row can be told from the next."""
     csv.field_size_limit(text_lines.LONGEST_LINE)
     with open_text(path) as file:
         lines = _Lines(text_lines.lines(file, path))
@@ -59,6 +59,7 @@ def delimited_rows(
 
 
 def _header(path: Path, line: int, cells: list[str]) -> list[str]:
+    """Return the names of the columns; ValueError where two are the same."""
     header = []
     for cell in map(_utf8, cells):
         if isinstance(cell, Bad):
@@ -70,13 +71,15 @@ def _header(path: Path, line: int, cells: list[str]) -> list[str]:
 
 
 def _utf8(cell: str) -> str | Bad:
-    """A cell that was decoded with surrogates in place of bytes that are not UTF-8."""
+    """Return a cell that was decoded with surrogates in place of bytes that are not UTF-8, or Bad."""
     return cell if cell.isascii() else decode(cell.encode("utf-8", "surrogateescape"))
 
 
 class _Lines:
-    """What csv.reader reads from. An error raised here leaves both ready for the next line, which a generator
-    would not be."""
+    """The lines that csv.reader reads.
+
+    An error raised here leaves both ready for the next line, which a generator would not be.
+    """
 
     def __init__(self, lines: Iterator[bytes | Bad]) -> None:
         self._lines = lines
@@ -99,8 +102,10 @@ class _Lines:
 
 
 def _delimiter(path: Path, lines: _Lines, asked: str | None) -> str:
-    """What stands between the columns: `asked`, or what Excel's first line says, or the only candidate that
-    the header has outside of quotes. Leaves the header to be read."""
+    """Return what separates the columns, and leave the header to be read.
+
+    It is `asked`, or what Excel's first line says, or the only candidate in the header outside of quotes.
+    """
     header = _header_lines(path, lines)
     if header and (excel := _EXCEL.fullmatch(header[0])):
         return asked or excel[1]
@@ -120,7 +125,7 @@ def _delimiter(path: Path, lines: _Lines, asked: str | None) -> str:
 
 
 def _header_lines(path: Path, lines: _Lines) -> list[str]:
-    """The first line that is not blank and, while a quote is open, those after it."""
+    """Return the first line that is not blank and, while a quote is open, those after it."""
     read: list[str] = []
     try:
         for line in islice(lines, MOST_HEADER_LINES):

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from ..embedder import Embedder
     from ..loading.checkpoint import Checkpoint
 
-SEGMENT = 1 << 24  # bytes that one thread digests at a time
+SEGMENT = 1 << 24  # bytes that a thread digests at a time
 
 
 def of_model(model: Embedder, prompt: str, dim: int) -> dict[str, Any]:
+    """Return the model's part of a run's identity."""
     backend = model.backend
     return {
         "model": model_digest(model.checkpoint, backend.num_threads),
@@ -36,7 +37,7 @@ def of_model(model: Embedder, prompt: str, dim: int) -> dict[str, Any]:
 
 
 def model_digest(checkpoint: Checkpoint, num_threads: int = 1) -> str:
-    """Of every byte of the weights, about 1 GB a second and thread, and of all the folder's settings."""
+    """Return a digest of all weights (about 1 GB per second and thread) and of the folder's settings."""
     digest = hashlib.blake2b(digest_size=32)
     for path in _settings(checkpoint.folder):
         digest.update(f"{path.relative_to(checkpoint.folder)} {path.stat().st_size}\n".encode())
@@ -57,13 +58,16 @@ def _digest(data: NDArray[np.uint8]) -> bytes:
 
 
 def _settings(folder: Path) -> list[Path]:
-    """The files that may say how a model computes. Not just all JSON files: outputs may lie in the same
-    folder."""
+    """Return the files that may say how a model computes.
+
+    Not just all JSON files: outputs may lie in the same folder.
+    """
     found = {path for pattern in patterns() for path in folder.glob(pattern)}
     return sorted(path for path in found if path.is_file() and path.suffix != ".safetensors")
 
 
 def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while data := file.read(1 << 20):
@@ -72,6 +76,7 @@ def file_digest(path: Path) -> str:
 
 
 def rows_digest(entries: Iterable[Row | BadRow]) -> str:
+    """Return a digest of rows, bad ones included."""
     digest = hashlib.blake2b(digest_size=32)
     for entry in entries:
         digest.update(json.dumps([type(entry).__name__, *vars(entry).values()]).encode())
@@ -79,7 +84,7 @@ def rows_digest(entries: Iterable[Row | BadRow]) -> str:
 
 
 def differences(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """In words; empty where there are none."""
+    """Return what differs between two runs in words; "" where nothing does."""
     return "; ".join(
         f"{name} was {_short(found.get(name))}, is {_short(run.get(name))}"
         for name in {**found, **run}

@@ -1,5 +1,4 @@
-"""Files of text, and stdin -> their lines, as bytes: packed or not, and refused where they are not UTF-8 at
-all."""
+"""Files of text and stdin -> their lines, as bytes: gzipped or not, and refused where they are not UTF-8."""
 
 from __future__ import annotations
 
@@ -13,11 +12,11 @@ from typing import BinaryIO
 
 from .cells import Bad, decode
 
-LONGEST_LINE = 16 << 20  # bytes; a model reads about 128 kB of a text, and a line must fit into the memory
+LONGEST_LINE = 16 << 20  # bytes; a model reads about 128 kB of a text, and a line must fit into memory
 BOM = b"\xef\xbb\xbf"
 LOOKED_AT = 8  # lines that are searched for the zeros of UTF-16; the first may be empty
 
-# How files begin that are no text.
+# How files begin that are not UTF-8 text.
 OTHERS = {
     b"\xff\xfe\0\0": "UTF-32LE",
     b"\xff\xfe": "UTF-16LE",
@@ -29,27 +28,31 @@ OTHERS = {
 
 
 def format_of(path: Path) -> str:
-    """The suffix that says what a file holds, in lower case: ".csv" of A.CSV and of a.csv.gz."""
+    """Return the suffix that says what a file holds, in lower case: ".csv" of A.CSV and of a.csv.gz."""
     return Path(path.stem if is_packed(path) else path.name).suffix.lower()
 
 
 def is_packed(path: Path) -> bool:
+    """Return whether the name ends in .gz."""
     return path.suffix.lower() == ".gz"
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, or what is packed in a .gz. Raises ValueError if that is damaged."""
+    """Open the bytes of a file, or what is packed in a .gz; ValueError if that is damaged."""
     try:
         with gzip.open(path, "rb") if is_packed(path) else open(path, "rb") as file:
             yield file  # type: ignore[misc]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: is no whole gzip file ({error})") from error
+        raise ValueError(f"{path}: is not a whole gzip file ({error})") from error
 
 
 def lines(file: BinaryIO, name: object) -> Iterator[bytes | Bad]:
-    """Split at newlines only: str.splitlines would also split at U+2028 and others. A byte order mark is no
-    text. Raises ValueError that calls the file `name` if it is no UTF-8 at all."""
+    """Yield the lines of a file, split at newlines only: str.splitlines would also split at U+2028.
+
+    A byte order mark is not part of the text. Raises ValueError, which calls the file `name`, if it
+    is not UTF-8.
+    """
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         if number == 0 and line == BOM:  # and nothing else
@@ -71,8 +74,7 @@ def lines(file: BinaryIO, name: object) -> Iterator[bytes | Bad]:
 
 
 def check_encoding(data: bytes, name: object, first: bool = True) -> None:
-    """Raises ValueError for what is certainly no UTF-8, by the first bytes of the file or by the zeros that
-    UTF-16 has between others."""
+    """Raise ValueError for what is certainly not UTF-8, by its first bytes or by the zeros of UTF-16."""
     found = next((kind for begin, kind in OTHERS.items() if first and data.startswith(begin)), None)
     found = found or _utf16(data[:1024])
     if found is None:
@@ -89,7 +91,11 @@ def check_encoding(data: bytes, name: object, first: bool = True) -> None:
 
 
 def _utf16(data: bytes) -> str | None:
-    """By the upper bytes, small in European and Near Eastern text; what has large ones is no valid UTF-8."""
+    """Return the kind of UTF-16 that data is, by its upper bytes, or None.
+
+    They are small in European and Near Eastern text; text whose upper bytes are large is not
+    valid UTF-8 anyway.
+    """
     even, odd = ([byte < 9 for byte in data[start::2]] for start in (0, 1))
     if len(data) >= 8:
         for name, upper, lower in (("UTF-16LE", odd, even), ("UTF-16BE", even, odd)):
@@ -99,7 +105,7 @@ def _utf16(data: bytes) -> str | None:
 
 
 def stdin_texts() -> list[str]:
-    """A text a line. Raises ValueError for a line that is no text, with its number."""
+    """Return the texts on stdin, one per line; ValueError names a line that is not a text."""
     texts = []
     for number, line in enumerate(lines(sys.stdin.buffer, "stdin"), 1):
         text = line if isinstance(line, Bad) else decode(line.removesuffix(b"\r"))

@@ -1,15 +1,15 @@
-"""Vectors -> output files, a chunk at a time: .npy, .jsonl, .parquet and .safetensors.
+"""Vectors -> output files, one chunk at a time: .npy, .jsonl, .parquet and .safetensors.
 
 What an output holds besides its vectors:
 
-    .jsonl        id, text and embedding, an object a line
+    .jsonl        id, text and embedding, one object per line
     .parquet      the columns id, text and embedding; `info` in the schema's metadata
     .safetensors  the tensor embeddings, and ids if they are integers; `info` in the metadata
     .npy          nothing
 
-Ids that find no room there are in a file beside it, OUT.ids.jsonl, one a line, unless they are just the
-numbers of the vectors. `info` is a mapping of strings: the model and how it was used. It is in the record
-beside every output, too (published.py). The bytes do not depend on how the vectors are divided into chunks.
+Ids that find no room there are in a file beside it, OUT.ids.jsonl, one per line, unless they are just the
+numbers of the vectors. `info` is a mapping of strings: the model and how it was used. It is also in the
+record beside every output (record.py). The bytes do not depend on how the vectors are divided into chunks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from . import atomic
 from .parquet import pyarrow_parquet
 from .rows import BadRow
-from .work import Chunk, Sums, npy_header
+from .work import Chunk, Totals, npy_header
 
 SUFFIXES = (".npy", ".jsonl", ".parquet", ".safetensors")
 WITH_TEXTS = (".jsonl", ".parquet")
@@ -34,7 +34,7 @@ ROW_GROUP = 4096  # rows
 
 
 def check_name(output: Path) -> None:
-    """Raises ValueError, or ImportError, for an output that could not be written in the end."""
+    """Raise ValueError, or ImportError, for an output that could not be written in the end."""
     if any(ord(c) < 32 or ord(c) == 127 for c in str(output)):
         raise ValueError(f"--output {str(output)!r}: the name holds a control character")
     if output.suffix.lower() not in SUFFIXES:
@@ -49,29 +49,33 @@ def check_name(output: Path) -> None:
         pyarrow_parquet(output)
 
 
-def needs_ids_file(output: Path, sums: Sums) -> bool:
+def needs_ids_file(output: Path, totals: Totals) -> bool:
+    """Return whether the ids find no room in the output itself."""
     suffix = output.suffix.lower()
-    return (suffix == ".npy" and not sums.numbered) or (suffix == ".safetensors" and not sums.int_ids)
+    return (suffix == ".npy" and not totals.numbered) or (suffix == ".safetensors" and not totals.int_ids)
 
 
-def write_output(path: Path, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]) -> None:
-    """Write the chunks, `sums.texts` vectors of `dim` channels in all, to `path`, and to the disk itself."""
+def write_output(
+    path: Path, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
+) -> None:
+    """Write the chunks, `totals.texts` vectors [dim] in all, to `path`, and flush them to the disk."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        _write_parquet(path, chunks, sums, dim, info)
+        _write_parquet(path, chunks, totals, dim, info)
         return
     with atomic.create(path) as file:
         {".npy": _write_npy, ".jsonl": _write_jsonl, ".safetensors": _write_safetensors}[suffix](
-            file, chunks, sums, dim, info
+            file, chunks, totals, dim, info
         )
 
 
 def json_line(record: dict[str, Any], vector: NDArray[np.float32]) -> str:
-    """Nine digits tell all float32 apart."""
+    """Return one line of JSON; nine significant digits tell all float32 apart."""
     return json.dumps(record | {"embedding": [float(f"{x:.9g}") for x in vector]}, ensure_ascii=False)
 
 
 def write_ids(path: Path, chunks: Iterable[Chunk]) -> None:
+    """Write the ids, one per line."""
     with atomic.create(path) as file:
         for chunk in chunks:
             lines = "".join(json.dumps(id, ensure_ascii=False) + "\n" for id in chunk.ids)
@@ -79,21 +83,22 @@ def write_ids(path: Path, chunks: Iterable[Chunk]) -> None:
 
 
 def write_bad_rows(path: Path, bad_rows: Iterable[BadRow]) -> None:
+    """Write the bad rows, one JSON object per line."""
     with atomic.create(path) as file:
         for bad in bad_rows:
             atomic.write(file, json.dumps(asdict(bad), ensure_ascii=False).encode() + b"\n")
 
 
 def _write_npy(
-    file: BinaryIO, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]
+    file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
 ) -> None:
-    atomic.write(file, npy_header((sums.texts, dim)))
+    atomic.write(file, npy_header((totals.texts, dim)))
     for chunk in chunks:
         atomic.write(file, chunk.vectors)
 
 
 def _write_jsonl(
-    file: BinaryIO, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]
+    file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
 ) -> None:
     for chunk in chunks:
         assert chunk.texts is not None
@@ -102,23 +107,25 @@ def _write_jsonl(
 
 
 def _write_safetensors(
-    file: BinaryIO, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]
+    file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
 ) -> None:
-    """Format: https://github.com/huggingface/safetensors#format. The ids are first, where they are
-    aligned."""
+    """Write a .safetensors file; the ids come first, where they are aligned.
+
+    Format: https://github.com/huggingface/safetensors#format.
+    """
     header: dict[str, Any] = {"__metadata__": dict(info)}
     ids_end = 0
-    if sums.int_ids:
-        ids_end = 8 * sums.texts
-        header["ids"] = {"dtype": "I64", "shape": [sums.texts], "data_offsets": [0, ids_end]}
-    end = ids_end + 4 * dim * sums.texts
-    header["embeddings"] = {"dtype": "F32", "shape": [sums.texts, dim], "data_offsets": [ids_end, end]}
+    if totals.int_ids:
+        ids_end = 8 * totals.texts
+        header["ids"] = {"dtype": "I64", "shape": [totals.texts], "data_offsets": [0, ids_end]}
+    end = ids_end + 4 * dim * totals.texts
+    header["embeddings"] = {"dtype": "F32", "shape": [totals.texts, dim], "data_offsets": [ids_end, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     atomic.write(file, len(text).to_bytes(8, "little") + text)
     data, done = file.tell(), 0
     for chunk in chunks:
-        if sums.int_ids:
+        if totals.int_ids:
             file.seek(data + 8 * done)
             atomic.write(file, np.array(chunk.ids, "<i8"))
         file.seek(data + ids_end + 4 * dim * done)
@@ -127,29 +134,29 @@ def _write_safetensors(
 
 
 def _write_parquet(
-    path: Path, chunks: Iterable[Chunk], sums: Sums, dim: int, info: Mapping[str, str]
+    path: Path, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
 ) -> None:
     pq = pyarrow_parquet(path)
     import pyarrow as pa
 
     fields = [
-        ("id", pa.int64() if sums.int_ids else pa.string()),
+        ("id", pa.int64() if totals.int_ids else pa.string()),
         ("text", pa.string()),
         ("embedding", pa.list_(pa.float32(), dim)),
     ]
     schema = pa.schema(fields, metadata=dict(info))
-    # Dictionaries would hold every vector once more before they are given up.
+    # Dictionary encoding would hold every vector once more before it gives up.
     with atomic.create(path) as file:  # pyarrow takes no name that is not UTF-8
         with pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
             for chunk in _regrouped(chunks, ROW_GROUP):
-                ids = chunk.ids if sums.int_ids else [str(id) for id in chunk.ids]
+                ids = chunk.ids if totals.int_ids else [str(id) for id in chunk.ids]
                 vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk.vectors.ravel()), dim)
                 columns = [pa.array(ids, fields[0][1]), pa.array(chunk.texts, pa.string()), vectors]
                 writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
 
 
 def _regrouped(chunks: Iterable[Chunk], rows: int) -> Iterator[Chunk]:
-    """The same ids, texts and vectors in chunks of so many, the last one excepted."""
+    """Yield the same ids, texts and vectors in chunks of `rows`; the last may be smaller."""
     ids: list[int | str] = []
     texts: list[str] = []
     vectors: list[NDArray[np.float32]] = []

@@ -11,7 +11,7 @@ from .cells import Bad, BadRow, Row, checked_row, choose, decode
 
 
 def pyarrow_parquet(path: Path) -> Any:
-    """The module pyarrow.parquet. Raises ImportError that says how to install it."""
+    """Return the module pyarrow.parquet, or raise ImportError that says how to install it."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -21,7 +21,7 @@ def pyarrow_parquet(path: Path) -> Any:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """An error in reading it names the file, which pyarrow's own do not."""
+    """Name the file in errors of reading it, which pyarrow's own do not."""
     import pyarrow as pa
 
     try:
@@ -33,18 +33,19 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def type_of(path: Path, schema: Any, name: str) -> Any:
-    """Of a column that is there. Raises ValueError if it is there twice."""
+    """Return a column's type; ValueError if two columns have that name."""
     if schema.names.count(name) > 1:
         raise ValueError(f"{path}: two columns have the name {name!r}; rename one of them")
     return schema.field(name).type
 
 
 def parquet_rows(path: Path, column: str | None, id_column: str | None) -> Iterator[Row | BadRow]:
+    """Yield the rows of a Parquet file."""
     pq = pyarrow_parquet(path)
     import pyarrow as pa
 
-    # Opened here, since pyarrow takes no name that is not UTF-8. Not read ahead of time: a row group, read
-    # whole, may be larger than the memory.
+    # Opened here, since pyarrow takes no name that is not UTF-8. Not read ahead: a whole row group may be
+    # larger than memory.
     options = {"pre_buffer": False, "buffer_size": 1 << 20}
     with reading(path), open(path, "rb") as opened, pq.ParquetFile(opened, **options) as file:
         schema = file.schema_arrow
@@ -75,7 +76,7 @@ def parquet_rows(path: Path, column: str | None, id_column: str | None) -> Itera
 
 
 def _cells(pa: Any, batch: Any, name: str) -> list[Any]:
-    """As bytes until they are decoded here: pyarrow does not say which of many cells is not UTF-8."""
+    """Return the values in a column, strings decoded here: pyarrow does not say which cell is not UTF-8."""
     cells = batch.column(batch.schema.get_field_index(name))
     if pa.types.is_dictionary(cells.type):
         cells = cells.dictionary_decode()
@@ -85,5 +86,5 @@ def _cells(pa: Any, batch: Any, name: str) -> list[Any]:
 
 
 def _is_string(pa: Any, kind: Any) -> bool:
-    """string_view, which polars has, is known to pyarrow since version 16."""
+    """Return whether a type is a string; pyarrow knows string_view, which polars uses, since version 16."""
     return kind in (pa.string(), pa.large_string()) or str(kind) == "string_view"

@@ -17,14 +17,17 @@ from typing import Any
 from . import atomic, outputs, record
 from .record import ERRORS, IDS, RECORD, VECTORS, beside, state, states
 from .rows import BadRow
-from .work import Chunk, Sums, WorkFolder
+from .work import Chunk, Totals, WorkFolder
 
 SHOWN = 5  # bad rows that a message names
 
 
 def check_leftovers(output: Path, work: WorkFolder, resume: bool = False, overwrite: bool = False) -> None:
-    """Raises FileExistsError for what may not be replaced: an output without `overwrite`, what is left of a
-    run without `overwrite` or `resume`, and, in any case, files beside the output that are not of one."""
+    """Raise FileExistsError for what may not be replaced.
+
+    That is an output without `overwrite`, what is left of a run without `overwrite` or `resume`, and, in any
+    case, files beside the output that do not belong to one.
+    """
     manifest = work.manifest or {}
     if manifest and not (resume or overwrite):
         raise FileExistsError(
@@ -43,19 +46,20 @@ def check_leftovers(output: Path, work: WorkFolder, resume: bool = False, overwr
 
 
 def is_staged(work: WorkFolder) -> bool:
+    """Return whether the output is written, and only has to be moved."""
     return "files" in (work.manifest or {})
 
 
-def stage(work: WorkFolder, chunks: Callable[[], Iterable[Chunk]], sums: Sums) -> None:
-    """Chunks -> the output and what is beside it, whole, in the work folder."""
+def stage(work: WorkFolder, chunks: Callable[[], Iterable[Chunk]], totals: Totals) -> None:
+    """Write the output and what is beside it, whole, into the work folder."""
     manifest = work.manifest
     assert manifest is not None
     made = {suffix: work.staged(suffix) for suffix in record.SUFFIXES}
-    first_bad_rows = list(islice(_bad_rows(chunks()), SHOWN)) if sums.rows > sums.texts else []
+    first_bad_rows = list(islice(_bad_rows(chunks()), SHOWN)) if totals.rows > totals.texts else []
     names = [VECTORS]
     try:
-        outputs.write_output(made[VECTORS], chunks(), sums, manifest["dim"], manifest["info"])
-        if outputs.needs_ids_file(work.output, sums):
+        outputs.write_output(made[VECTORS], chunks(), totals, manifest["dim"], manifest["info"])
+        if outputs.needs_ids_file(work.output, totals):
             outputs.write_ids(made[IDS], chunks())
             names.append(IDS)
         if first_bad_rows:
@@ -63,7 +67,7 @@ def stage(work: WorkFolder, chunks: Callable[[], Iterable[Chunk]], sums: Sums) -
             names.append(ERRORS)
         done = {
             **{name: manifest[name] for name in ("info", "run", "rows", "bad", "dim")},
-            "sums": asdict(sums),
+            "sums": asdict(totals),
             "first_bad_rows": [asdict(bad) for bad in first_bad_rows],
             "files": {suffix: record.fingerprint(made[suffix]) for suffix in names},
         }
@@ -78,11 +82,17 @@ def stage(work: WorkFolder, chunks: Callable[[], Iterable[Chunk]], sums: Sums) -
 
 
 def finish(work: WorkFolder, overwrite: bool = False) -> dict[str, Any]:
-    """What is staged takes the place of an older output, and the work folder goes. After a kill at any moment
-    it can be done again. Returns the manifest.
+    """Move what is staged into the place of an older output, and remove the work folder.
 
-    Raises FileExistsError, before anything is moved, for a file that came there while the run worked; with
-    `overwrite`, not for the output itself. Raises ValueError if a file is neither staged nor there.
+    After a kill at any moment it can be done again. With `overwrite`, an output that came there while the run
+    worked is replaced too.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        FileExistsError: A file came there while the run worked; nothing was moved.
+        ValueError: A file is neither staged nor in its place.
     """
     manifest = work.manifest
     assert manifest is not None
@@ -111,7 +121,7 @@ def finish(work: WorkFolder, overwrite: bool = False) -> dict[str, Any]:
 
 
 def _moved(output: Path, suffix: str, files: Mapping[str, Any]) -> bool:
-    """Whether a file of the output, if it has this one, is in its place already."""
+    """Return whether a file of the output, if it has this one, is in its place already."""
     if suffix == RECORD:
         found = record.read_record(output)
         return found is not None and found["files"] == files

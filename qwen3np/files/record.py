@@ -1,8 +1,8 @@
-"""An output and what stands beside it, as one whole: OUT, OUT.ids.jsonl, OUT.errors.jsonl and OUT.json.
+"""An output with what is beside it, as a whole: OUT, OUT.ids.jsonl, OUT.errors.jsonl and OUT.json.
 
-OUT.json, the record, says what was embedded how and which bytes the other files have. It is how a later
-command knows that files are of one run, and that they are its to replace: a file of such a name that the
-record does not describe is someone else's, and is never written over.
+OUT.json, the record, says what was embedded how and which bytes the other files have. By it a later command
+knows that files are of one run, and that it may replace them: a file of such a name that the record does not
+describe is someone else's, and is never overwritten.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .cells import parse_json
 FORMAT = "qwen3np output 1"
 
 # What the names of the files add to OUT, in the order in which they appear. The record is first: from then on
-# it does not describe the older files, which are not taken for the new ones. OUT itself is last.
+# it does not describe the older files, so that they are not taken for the new ones. OUT itself is last.
 RECORD, ERRORS, IDS, VECTORS = SUFFIXES = (".json", ".errors.jsonl", ".ids.jsonl", "")
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
@@ -27,11 +27,15 @@ State = list[int]
 
 
 def beside(output: Path, suffix: str) -> Path:
+    """Return the path of a file beside the output."""
     return output.with_name(output.name + suffix)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Size, digest of all bytes, and digest of a sample of them that takes no time even of a large file."""
+    """Return a file's size, the digest of all its bytes, and that of a sample of them.
+
+    The sample takes no time even of a large file.
+    """
     digest = hashlib.blake2b(digest_size=32)
     with open(path, "rb") as file:
         while data := file.read(1 << 20):
@@ -40,7 +44,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def sample(path: Path) -> str:
-    """Digest of the size and of 64 pieces of 4 KiB: outputs of two runs differ in all of them."""
+    """Return a digest of the size and of 64 pieces of 4 KiB: outputs of two runs differ in all of them."""
     size = path.stat().st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with open(path, "rb") as file:
@@ -51,8 +55,10 @@ def sample(path: Path) -> str:
 
 
 def state(path: Path) -> State | None:
-    """What is another when a file is written or replaced, and the same in a copy of the folder; None where
-    there is no file."""
+    """Return what changes when a file is written or replaced, and not when its folder is copied.
+
+    None where there is no file.
+    """
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -61,14 +67,15 @@ def state(path: Path) -> State | None:
 
 
 def states(output: Path) -> dict[str, State | None]:
+    """Return the states of an output and of what is beside it."""
     return {suffix: state(beside(output, suffix)) for suffix in SUFFIXES}
 
 
 def read_record(output: Path) -> dict[str, Any] | None:
-    """The record of an output, or None where there is none of ours."""
+    """Return the record of an output, or None where there is none of ours."""
     path = beside(output, RECORD)
     try:
-        found = parse_json(path.read_bytes()) if path.is_file() else None  # a pipe would be waited for
+        found = parse_json(path.read_bytes()) if path.is_file() else None  # reading a pipe would wait
     except OSError:
         return None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -78,8 +85,10 @@ def read_record(output: Path) -> dict[str, Any] | None:
 
 
 def as_recorded(output: Path, record: Mapping[str, Any], suffixes: Iterable[str] = SUFFIXES) -> bool:
-    """Whether these files have, byte for byte, what the record says; those it does not name must not be
-    there."""
+    """Return whether these files have, byte for byte, what the record says.
+
+    Those that it does not name must not exist.
+    """
     for suffix in suffixes:
         path, written = beside(output, suffix), record["files"].get(suffix)
         if suffix == RECORD:
@@ -93,9 +102,11 @@ def as_recorded(output: Path, record: Mapping[str, Any], suffixes: Iterable[str]
 
 
 def check_beside(output: Path, known: Mapping[str, State | None]) -> None:
-    """Raises FileExistsError for a file beside the output that no run of this program wrote.
+    """Raise FileExistsError for a file beside the output that no run of this program wrote.
 
-    known: states of files that have been found good before.
+    Args:
+        output: The output.
+        known: States of files that have been found good before.
     """
     record = read_record(output)
     for suffix in (RECORD, ERRORS, IDS):

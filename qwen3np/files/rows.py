@@ -1,7 +1,7 @@
 """Input files -> their rows, one at a time: .txt, .jsonl, .json, .csv, .tsv and .parquet.
 
 Rows are counted from 0, as the vectors of the output are; lines from 1, as editors do. A row that cannot be
-embedded comes out as a BadRow, and reading goes on behind it.
+embedded comes out as a BadRow, and reading continues after it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .delimited import delimited_rows
 from .lines import BOM, check_encoding, format_of, is_packed, lines, open_text
 from .parquet import parquet_rows
 
-SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")  # each but the last also .gz
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")  # each but the last also with .gz
 DELIMITED = (".csv", ".tsv")
 LARGEST_JSON = 1 << 28  # bytes: an array is read whole, and takes several times as much
 
@@ -23,25 +23,29 @@ LARGEST_JSON = 1 << 28  # bytes: an array is read whole, and takes several times
 def read_rows(
     path: Path, column: str | None = None, id_column: str | None = None, delimiter: str | None = None
 ) -> Iterator[Row | BadRow]:
-    """The rows of a file in order, in bounded memory; the suffix of its name says what it is.
+    """Yield the rows of a file in order, in bounded memory; the suffix of its name says what it is.
+
+    .txt: one text per line, and an empty line is an empty text. .jsonl: one JSON object or string per line.
+    .json: an array of such. .csv and .tsv: RFC 4180, with a header; where no row can be told from the next,
+    reading stops. Blank lines of .jsonl, .csv and .tsv are not rows. All are UTF-8, with or without a byte
+    order mark, and may be gzipped: .csv.gz. .parquet needs pyarrow.
 
     Args:
-        column: what holds the texts. Default: "text", or else the only column besides the ids.
-        id_column: what holds the ids, strings or integers. Default: "id", if there is one. Where there is
+        path: The file.
+        column: The column of texts. Default: "text", or else the only column besides the ids.
+        id_column: The column of ids, strings or integers. Default: "id", if there is one. Where there is
             none, or id_column is "", a row's id is its number.
-        delimiter: what is between the columns of .csv and .tsv. Default: what Excel's line "sep=" says, or
-            the one of , ; | and tab that the header has.
+        delimiter: What separates the columns of .csv and .tsv. Default: what Excel's line "sep=" says, or the
+            one of , ; | and tab that the header has.
 
-    .txt: a text a line, and an empty line is an empty text. .jsonl: a JSON object or a JSON string a line.
-    .json: an array of such. .csv and .tsv: RFC 4180, with a header; where no row can be told from the next,
-    reading stops. Blank lines of .jsonl, .csv and .tsv are no rows. All are UTF-8, with or without a byte
-    order mark, and may be packed: .csv.gz. .parquet needs pyarrow. Raises ValueError for another suffix, a
-    file that is not what its suffix says, and a column that cannot be found or chosen; OSError for a file
-    that cannot be read.
+    Raises:
+        ValueError: The suffix is another, the file is not what its suffix says, or a column cannot be
+            found or chosen.
+        OSError: The file cannot be read.
     """
     kind = format_of(path)
     if not path.is_file():
-        what = "is no regular file" if path.exists() else "there is no such file"
+        what = "is not a regular file" if path.exists() else "there is no such file"
         raise ValueError(f"{path}: {what}")
     if kind not in SUFFIXES or (kind == ".parquet" and is_packed(path)):
         raise ValueError(f"{path}: the name must end in {readable()}")
@@ -57,6 +61,7 @@ def read_rows(
 
 
 def readable() -> str:
+    """Return the suffixes of files that are read, as a message lists them."""
     return f"{', '.join(SUFFIXES[:-1])} (each also with .gz) or {SUFFIXES[-1]}"
 
 
@@ -83,12 +88,12 @@ def _json_array(path: Path, column: str | None, id_column: str | None) -> Iterat
     if len(data) > LARGEST_JSON:
         raise ValueError(
             f"{path}: is longer than {LARGEST_JSON >> 20} MiB, and an array is read whole; write its "
-            f"elements one a line: jq -c '.[]' {path.name} > NAME.jsonl"
+            f"elements one per line: jq -c '.[]' {path.name} > NAME.jsonl"
         )
     check_encoding(data, path)
     array = parse_json(data.removeprefix(BOM))
     if isinstance(array, Bad):
-        raise ValueError(f"{path}: {array}; if it holds a value a line, its name must end in .jsonl")
+        raise ValueError(f"{path}: {array}; if it holds one value per line, its name must end in .jsonl")
     if not isinstance(array, list):
         raise ValueError(f"{path}: is {kind_of(array)}, expected an array of strings or objects")
     yield from _of_values(path, column, id_column, ((None, value) for value in array))
@@ -97,7 +102,7 @@ def _json_array(path: Path, column: str | None, id_column: str | None) -> Iterat
 def _of_values(
     path: Path, column: str | None, id_column: str | None, values: Iterator[tuple[int | None, Any]]
 ) -> Iterator[Row | BadRow]:
-    """Lines and what they hold -> rows."""
+    """Yield rows made of lines and the JSON values that they hold."""
     chosen: tuple[str, str | None] | None = None
     for row, (line, value) in enumerate(values):
         if isinstance(value, dict):

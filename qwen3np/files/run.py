@@ -1,5 +1,4 @@
-"""A whole file of texts -> a file of vectors, in bounded memory, by a run that may be interrupted and go
-on."""
+"""A whole file of texts -> a file of vectors, in bounded memory; an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -18,25 +17,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..loading.tokenizer import CUT
+from ..loading.tokenizer import TRUNCATED
 from . import identity, outputs, record
 from .cells import NOT_UTF8
 from .lines import format_of
 from .publish import SHOWN, check_leftovers, finish, is_staged, stage
 from .rows import BadRow, Row, read_rows
-from .work import Chunk, Sums, WorkFolder
+from .work import Chunk, Totals, WorkFolder
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
 
 logger = logging.getLogger("qwen3np")
 
-# A chunk of rows is what an interrupted run may lose, and what is in the memory at a time.
+# A chunk of rows is what an interrupted run may lose, and what is in memory at a time.
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 1 << 18  # of text: some 64,000 tokens
 CHUNK_SECONDS = 15.0
-# Of text in one call of encode, which is one step of the progress bar. It is as much less as makes a call
-# take a third of CHUNK_SECONDS.
+# Bytes of text in one call of encode, which is one step of the progress bar: as many as make a call take a
+# third of CHUNK_SECONDS, but at most CALL_BYTES.
 CALL_BYTES = 1 << 15
 FIRST_CALL_BYTES = 1 << 13
 
@@ -45,10 +44,16 @@ FIRST_CALL_BYTES = 1 << 13
 class Job:
     """What to embed into what.
 
-    column, id_column, delimiter: as read_rows takes them. on_error: "fail" refuses a file with bad rows
-    before anything is computed; "skip" leaves them out and lists them in OUT.errors.jsonl. resume: go on with
-    what an interrupted run left in OUT.partial. overwrite: replace an output that exists and, unless
-    `resume`, what is left of a run.
+    Args:
+        source: The file of texts.
+        output: The file of vectors.
+        column: As for read_rows.
+        id_column: As for read_rows.
+        on_error: "fail" refuses a file with bad rows before anything is computed; "skip" leaves them out and
+            lists them in OUT.errors.jsonl.
+        resume: Continue with what an interrupted run left in OUT.partial.
+        overwrite: Replace an output that exists and, unless `resume`, what is left of a run.
+        delimiter: As for read_rows.
     """
 
     source: Path
@@ -62,19 +67,29 @@ class Job:
 
     @property
     def with_texts(self) -> bool:
+        """Whether the output holds the texts."""
         return self.output.suffix.lower() in outputs.WITH_TEXTS
 
     def rows(self) -> Iterator[Row | BadRow]:
+        """Yield the rows of the source."""
         return read_rows(self.source, self.column, self.id_column, self.delimiter)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a job. The sums are those of all runs it took; `resumed` rows were done before this
-    one. complete: there was nothing left to compute."""
+    """What came of a job.
+
+    Attributes:
+        dim: Number of dimensions of the vectors.
+        totals: Totals of all runs that the job took.
+        resumed: Number of rows that were done before this run.
+        first_bad_rows: The first rows that were left out.
+        max_seq_length: The length in tokens at which texts were truncated.
+        complete: Whether there was nothing left to compute.
+    """
 
     dim: int
-    sums: Sums
+    totals: Totals
     resumed: int
     first_bad_rows: Sequence[BadRow]
     max_seq_length: int
@@ -88,22 +103,27 @@ def embed_file(
     *,
     model_name: str,
     dim: int | None = None,
-    progress: Callable[[Sums, int], None] | None = None,
+    progress: Callable[[Totals, int], None] | None = None,
 ) -> Report:
-    """Embed every text of the input; the output appears complete or not at all, and its bytes do not depend
-    on interruptions. Nothing is replaced or deleted before the files, the model and the options are found
-    good, and an older output stays until the new one is complete.
+    """Embed every text of a file into an output that appears complete or not at all.
+
+    Its bytes do not depend on interruptions. Nothing is replaced or deleted before the files, the model and
+    the options are found good, and an older output stays until the new one is complete. With job.resume, an
+    output that the same run has finished is reported as complete.
 
     Args:
-        load: returns the model; called when the files have been found good. prompt_of: the prompt to use.
-        model_name: kept in the output, if its format has room, and beside it, for whoever searches it.
-        dim: keep this many leading channels.
-        progress: called with the sums so far and the number of rows in all.
+        job: What to embed into what.
+        load: Returns the model; called when the files have been found good.
+        prompt_of: Returns the prompt to use with the model.
+        model_name: Kept in the output, if its format has room, and beside it, for whoever searches it.
+        dim: Keep this many leading dimensions.
+        progress: Called with the totals so far and the number of rows in all.
 
-    With job.resume, an output that the same run has finished is reported as complete. Raises ValueError for
-    files, options and leftovers that do not fit, FileExistsError for files that would be replaced,
-    BlockingIOError if another run writes the same output, and OSError, a full disk among them, after which
-    `resume` goes on.
+    Raises:
+        ValueError: Files, options or leftovers do not fit.
+        FileExistsError: A file would be replaced.
+        BlockingIOError: Another run writes the same output.
+        OSError: The disk is full, for one; `resume` continues afterwards.
     """
     _check(job)
     with WorkFolder(job.output) as work:
@@ -123,7 +143,7 @@ def embed_file(
                 raise ValueError(f"{job.output}: {bad} bad rows were to be left out; add --on-error skip")
         model = load()
         prompt = prompt_of(model)
-        # A wrong dimension or unsound weights are an error now. (An empty text is one of some tokenizers.)
+        # A wrong dimension or unsound weights are an error now. (Some tokenizers refuse an empty text.)
         dim = len(model.encode("a", prompt=prompt, truncate_dim=dim))
         run = _run(job, digest) | identity.of_model(model, prompt, dim)
         if known is not None:
@@ -143,10 +163,11 @@ def embed_file(
         resumed, number = _verified(job, work)
         with _without_warnings():
             _compute(job, work, model, prompt, dim, resumed, number, lambda s: progress and progress(s, rows))
-        sums, _ = _verified(job, work, whole=True)
-        if (sums.rows, sums.rows - sums.texts) != (rows, bad) or identity.file_digest(job.source) != digest:
+        totals, _ = _verified(job, work, whole=True)
+        found = totals.rows, totals.rows - totals.texts
+        if found != (rows, bad) or identity.file_digest(job.source) != digest:
             raise _changed(job)
-        stage(work, work.chunks, sums)
+        stage(work, work.chunks, totals)
         return _report(finish(work), model, resumed.rows)
 
 
@@ -157,8 +178,11 @@ def save(
     info: Mapping[str, str],
     overwrite: bool = False,
 ) -> None:
-    """Vectors that are all there -> an output. The ids are the texts' numbers. Raises FileExistsError for
-    files that would be replaced; with `overwrite`, only for those beside the output that are not of one."""
+    """Write vectors that are all there to an output; the ids are the texts' numbers.
+
+    Raises FileExistsError for files that would be replaced; with `overwrite`, only for those beside the
+    output that do not belong to it.
+    """
     count, dim = vectors.shape
     with WorkFolder(output) as work:
         check_leftovers(output, work, overwrite=overwrite)
@@ -167,7 +191,7 @@ def save(
         work.begin({"run": run, "info": {**info}, "rows": count, "bad": 0, "dim": dim, "replaces": replaces})
         try:
             chunk = Chunk(range(count), texts, vectors)
-            stage(work, lambda: [chunk], Sums(rows=count, texts=count))
+            stage(work, lambda: [chunk], Totals(rows=count, texts=count))
         except BaseException:
             if not is_staged(work):
                 work.remove()
@@ -176,18 +200,20 @@ def save(
 
 
 def check_free(output: Path, overwrite: bool) -> None:
-    """Raises what `save` would, before anything is computed."""
+    """Raise what `save` would, before anything is computed."""
     with WorkFolder(output) as work:
         work.check_writable()
         check_leftovers(output, work, overwrite=overwrite)
 
 
 def bad_rows_message(source: Path, count: int, first: Sequence[BadRow]) -> str:
+    """Return a message that names the first bad rows, and says how many more there are."""
     more = f"; and {count - len(first)} more" if count > len(first) else ""
     return f"{source}, " + "; ".join(map(str, first)) + more
 
 
 def _check(job: Job) -> None:
+    """Raise ValueError for a job that cannot be, before anything is read."""
     if job.on_error not in ("fail", "skip"):
         raise ValueError(f"on_error = {job.on_error!r} is neither 'fail' nor 'skip'")
     outputs.check_name(job.output)
@@ -199,7 +225,7 @@ def _check(job: Job) -> None:
 
 
 def _finished(job: Job, work: WorkFolder) -> dict[str, Any] | None:
-    """With --resume, where no run is left to go on with: the record of an output that is whole."""
+    """Return the record of an output that is whole, with --resume and no run left to continue."""
     found = record.read_record(job.output)
     if not job.resume or work.manifest is not None or found is None or not job.output.exists():
         return None
@@ -211,15 +237,18 @@ def _finished(job: Job, work: WorkFolder) -> dict[str, Any] | None:
 
 
 def _make_way(work: WorkFolder) -> dict[str, record.State | None]:
-    """A run that was stopped in its last step, and is not to be gone on with: its output is completed all the
-    same, since an older one may be half replaced. Returns the states of what is there then."""
-    with suppress(ValueError):  # it was tampered with
+    """Complete the output of a run that was stopped in its last step and is not to be continued.
+
+    An older output may be half replaced. Returns the states of what is there afterwards.
+    """
+    with suppress(ValueError):  # its files were changed
         finish(work, overwrite=True)
     record.check_beside(work.output, {})
     return record.states(work.output)
 
 
 def _check_same(job: Job, work: WorkFolder, found: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Raise an error if two runs differ."""
     differences = identity.differences(found, run)
     if differences and work.manifest is None:
         raise FileExistsError(
@@ -233,6 +262,7 @@ def _check_same(job: Job, work: WorkFolder, found: Mapping[str, Any], run: Mappi
 
 
 def _changed(job: Job) -> ValueError:
+    """Return the error for an input that changed while it was read."""
     return ValueError(
         f"{job.source}: changed while it was read; give the same command with --resume if it is as it was "
         "before, else with --overwrite"
@@ -240,7 +270,10 @@ def _changed(job: Job) -> ValueError:
 
 
 def _survey(job: Job) -> tuple[int, int]:
-    """Rows and bad rows among them. Reading is cheap: better now than after days of computing."""
+    """Return the number of rows, and of bad rows among them.
+
+    Reading is cheap: an error now is better than one after days of computing.
+    """
     rows, bad, first = 0, 0, []
     for entry in job.rows():
         rows += 1
@@ -261,7 +294,7 @@ def _survey(job: Job) -> tuple[int, int]:
 
 
 def _run(job: Job, digest: str) -> dict[str, Any]:
-    """What of a run's identity is not the model's."""
+    """Return the part of a run's identity that is not the model's."""
     return {
         "input": digest,
         "input format": format_of(job.source),
@@ -273,7 +306,7 @@ def _run(job: Job, digest: str) -> dict[str, Any]:
 
 
 def _info(job: Job, model_name: str, prompt: str, dim: int) -> dict[str, str]:
-    source = os.fsencode(job.source.resolve()).decode(errors="replace")  # a file's name may be no Unicode
+    source = os.fsencode(job.source.resolve()).decode(errors="replace")  # a file name may not be Unicode
     info = {"model": model_name, "dim": str(dim), "prompt": prompt, "input": source}
     columns = {"column": job.column, "id_column": job.id_column, "delimiter": job.delimiter}
     return info | {name: value for name, value in columns.items() if value is not None}
@@ -281,27 +314,27 @@ def _info(job: Job, model_name: str, prompt: str, dim: int) -> dict[str, str]:
 
 def _report(done: Mapping[str, Any], model: Embedder, resumed: int, complete: bool = False) -> Report:
     bad = [BadRow(**bad) for bad in done["first_bad_rows"]]
-    return Report(done["dim"], Sums(**done["sums"]), resumed, bad, model.max_seq_length, complete)
+    return Report(done["dim"], Totals(**done["sums"]), resumed, bad, model.max_seq_length, complete)
 
 
-def _verified(job: Job, work: WorkFolder, whole: bool = False) -> tuple[Sums, int]:
-    """The chunks that are of the rows that the input has now: sums and number. Those from the first that is
-    not are given up: the input may have been another for a while, and be the same again.
+def _verified(job: Job, work: WorkFolder, whole: bool = False) -> tuple[Totals, int]:
+    """Return the totals and the number of the chunks made of the rows that the input has now.
 
-    whole: raises ValueError unless those are all chunks and all rows.
+    The chunks from the first other one on are deleted: the input may have been another for a while, and be
+    the same again. With `whole`, raises ValueError unless those are all chunks and all rows.
     """
-    number, sums = 0, Sums()
+    number, totals = 0, Totals()
     entries = job.rows()
     for chunk in work.chunks():
         if identity.rows_digest(islice(entries, chunk.rows)) != chunk.source:
             break
-        number, sums = number + 1, chunk.sums
-    given_up = work.cut(number)
+        number, totals = number + 1, chunk.totals
+    given_up = work.keep_first(number)
     if whole and (given_up or next(entries, None) is not None):
         raise _changed(job)
     if given_up:
         logger.warning("%s: %d chunks are damaged or of other rows: computed anew", work.path, given_up)
-    return sums, number
+    return totals, number
 
 
 def _compute(
@@ -310,20 +343,20 @@ def _compute(
     model: Embedder,
     prompt: str,
     dim: int,
-    sums: Sums,
+    totals: Totals,
     number: int,
-    progress: Callable[[Sums], object],
+    progress: Callable[[Totals], object],
 ) -> None:
-    """All rows behind those that `sums` are of, as the chunks from `number` on."""
-    progress(sums)
-    entries = islice(job.rows(), sums.rows, None)
+    """Compute the rows after those in `totals`, as the chunks from `number` on."""
+    progress(totals)
+    entries = islice(job.rows(), totals.rows, None)
     call_bytes = min(FIRST_CALL_BYTES, CALL_BYTES)
     more = True
     while more:
         chunk: list[Row | BadRow] = []
         vectors = [np.empty((0, dim), np.float32)]
         size, begun = 0, time.monotonic()
-        # One call at the least, however late it is.
+        # At least one call, however long it takes.
         while not chunk or (
             size < CHUNK_BYTES and len(chunk) < CHUNK_ROWS and time.monotonic() - begun < CHUNK_SECONDS
         ):
@@ -333,25 +366,26 @@ def _compute(
             if not more:
                 break
             rows = [entry for entry in call if isinstance(entry, Row)]
-            sums = replace(sums, rows=sums.rows + len(call) - len(rows))
+            totals = replace(totals, rows=totals.rows + len(call) - len(rows))
             if rows:
                 texts = [row.text for row in rows]
                 vectors.append(model.encode(texts, prompt=prompt, truncate_dim=dim, show_progress_bar=False))
-                # Tokenised once more, uncut: next to computing the vectors that takes no time.
+                # Tokenised once more, without a limit: next to computing the vectors that takes no time.
                 lengths = list(map(len, model.tokenizer.encode(texts, 1 << 62, prompt)))
-                sums = _add(sums, [row.id for row in rows], lengths, model.max_seq_length, texts.count(""))
+                ids = [row.id for row in rows]
+                totals = _add(totals, ids, lengths, model.max_seq_length, texts.count(""))
             chunk += call
             size += read
-            progress(sums)
+            progress(totals)
             speed = read / max(time.monotonic() - started, 1e-6)
             call_bytes = max(1, min(CALL_BYTES, int(speed * CHUNK_SECONDS / 3)))
         if chunk:
-            work.add(number, _chunk(job, chunk, np.concatenate(vectors), sums))
+            work.add(number, _chunk(job, chunk, np.concatenate(vectors), totals))
             number += 1
 
 
 def _call(entries: Iterator[Row | BadRow], most_bytes: int, most_rows: int) -> tuple[list[Row | BadRow], int]:
-    """The next rows, one at the least, and the bytes of their texts."""
+    """Return the next rows, at least one, and the bytes of their texts."""
     call: list[Row | BadRow] = []
     size = 0
     for entry in entries:
@@ -362,7 +396,8 @@ def _call(entries: Iterator[Row | BadRow], most_bytes: int, most_rows: int) -> t
     return call, size
 
 
-def _chunk(job: Job, entries: Sequence[Row | BadRow], vectors: NDArray[np.float32], sums: Sums) -> Chunk:
+def _chunk(job: Job, entries: Sequence[Row | BadRow], vectors: NDArray[np.float32], totals: Totals) -> Chunk:
+    """Return the chunk that these rows and their vectors make."""
     rows = [entry for entry in entries if isinstance(entry, Row)]
     return Chunk(
         [row.id for row in rows],
@@ -370,29 +405,30 @@ def _chunk(job: Job, entries: Sequence[Row | BadRow], vectors: NDArray[np.float3
         vectors,
         [entry for entry in entries if isinstance(entry, BadRow)],
         identity.rows_digest(entries),
-        sums,
+        totals,
     )
 
 
-def _add(sums: Sums, ids: Sequence[int | str], lengths: Sequence[int], limit: int, empty: int) -> Sums:
-    return Sums(
-        rows=sums.rows + len(ids),
-        texts=sums.texts + len(ids),
-        tokens=sums.tokens + sum(min(length, limit) for length in lengths),
-        cut=sums.cut + sum(length > limit for length in lengths),
-        longest=max(sums.longest, *lengths),
-        int_ids=sums.int_ids and all(isinstance(i, int) and -(2**63) <= i < 2**63 for i in ids),
-        numbered=sums.numbered and list(ids) == list(range(sums.texts, sums.texts + len(ids))),
-        empty=sums.empty + empty,
+def _add(totals: Totals, ids: Sequence[int | str], lengths: Sequence[int], limit: int, empty: int) -> Totals:
+    """Return the totals after these texts."""
+    return Totals(
+        rows=totals.rows + len(ids),
+        texts=totals.texts + len(ids),
+        tokens=totals.tokens + sum(min(length, limit) for length in lengths),
+        cut=totals.cut + sum(length > limit for length in lengths),
+        longest=max(totals.longest, *lengths),
+        int_ids=totals.int_ids and all(isinstance(i, int) and -(2**63) <= i < 2**63 for i in ids),
+        numbered=totals.numbered and list(ids) == list(range(totals.texts, totals.texts + len(ids))),
+        empty=totals.empty + empty,
     )
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """No warning a call that texts were cut; the report says it once."""
+    """Suppress the warnings of each call that texts were truncated; the report says it once."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return record.msg != CUT
+        return record.msg != TRUNCATED
 
     logger.addFilter(keep)
     try:

@@ -28,15 +28,17 @@ Found = tuple["int | str", "str | None"]  # id and text
 
 
 def open_saved(path: Path) -> Saved:
-    """An output of `embed`. Raises ValueError for a file that is none, OSError for one that cannot be
-    read."""
+    """Open an output of `embed`.
+
+    Raises ValueError for a file that is not one, OSError for one that cannot be read.
+    """
     kinds = {".npy": Npy, ".jsonl": Jsonl, ".parquet": Parquet, ".safetensors": Safetensors}
     if path.suffix.lower() not in kinds:
         raise ValueError(
             f"{path}: the name must end in {', '.join(outputs.SUFFIXES[:-1])} or {outputs.SUFFIXES[-1]}"
         )
     if not path.is_file():
-        raise ValueError(f"{path}: {'is no regular file' if path.exists() else 'there is no such file'}")
+        raise ValueError(f"{path}: {'is not a regular file' if path.exists() else 'there is no such file'}")
     saved = kinds[path.suffix.lower()](path)
     if saved.record is not None:
         if sample(path) != saved.record["files"].get(VECTORS, {}).get("sample"):
@@ -46,8 +48,14 @@ def open_saved(path: Path) -> Saved:
 
 
 class Saved:
-    """count: its vectors. dim: their channels. info: what the output, or the record beside it, says of the
-    model. record: None where there is none."""
+    """A file of vectors.
+
+    Attributes:
+        count: Number of vectors.
+        dim: Their dimensions.
+        info: What the output, or the record beside it, says of the model.
+        record: The record, or None.
+    """
 
     count: int
     dim: int
@@ -59,28 +67,30 @@ class Saved:
         self.record = read_record(path)
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """All vectors, in order, in blocks [<= 4096, dim]."""
+        """Yield all vectors, in order, in blocks [<= 4096, dim]."""
         raise NotImplementedError
 
     def find(self, rows: Collection[int]) -> dict[int, Found]:
-        """Ids and texts of the vectors with these numbers."""
+        """Return the ids and texts of the vectors with these numbers."""
         raise NotImplementedError
 
     def made_of(self, source: Path) -> bool | None:
-        """Whether the file has the bytes that were embedded; None where nothing tells, or it is no file."""
+        """Return whether the file has the bytes that were embedded; None if nothing says so."""
         digest = self.record["run"].get("input") if self.record is not None else None
         return None if digest is None or not source.is_file() else file_digest(source) == digest
 
     def error(self, reason: object) -> ValueError:
+        """Return an error about this file."""
         return ValueError(f"{self.path}: {reason}; search reads what `qwen3np embed --output` wrote")
 
     def _check(self, shape: tuple[int, ...], dtype: str) -> None:
+        """Take the number of vectors and dimensions; ValueError for what is not a matrix of floats."""
         if len(shape) != 2 or 0 in shape or dtype not in ("float16", "float32", "float64"):
             raise self.error(f"holds {dtype} {list(shape)}, not vectors of floats")
         self.count, self.dim = shape
 
     def _found(self, row: int, id: Any, text: Any) -> Found:
-        """Of values that another program may have written."""
+        """Return an id and a text from values that another program may have written."""
         if id is None:
             id = row
         elif not isinstance(id, (int, str)):
@@ -88,13 +98,14 @@ class Saved:
         return id, text if text is None else str(text)
 
     def mixed(self, path: Path) -> str:
+        """Return what is wrong with a file that is of another run than the record."""
         return (
             f"{path}: is of another run than {beside(self.path, RECORD).name} beside it; if a run was "
             "stopped in its last step, the same command with --resume completes it"
         )
 
     def _ids(self, rows: Collection[int]) -> dict[int, Found]:
-        """Of the file beside it; where there is none, the numbers."""
+        """Return ids from OUT.ids.jsonl, or the row numbers."""
         path = beside(self.path, IDS)
         if self.record is not None:
             written = self.record["files"].get(IDS)
@@ -119,6 +130,8 @@ class Saved:
 
 
 class Npy(Saved):
+    """A .npy file of vectors."""
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
@@ -136,6 +149,8 @@ class Npy(Saved):
 
 
 class Safetensors(Saved):
+    """A .safetensors file of vectors."""
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
@@ -155,7 +170,7 @@ class Safetensors(Saved):
             yield np.asarray(self._vectors[start:end], np.float32)
 
     def find(self, rows: Collection[int]) -> dict[int, Found]:
-        if "ids" not in self._file.keys():  # noqa: SIM118 (a safe_open is no dict)
+        if "ids" not in self._file.keys():  # noqa: SIM118 (a safe_open is not a dict)
             return self._ids(rows)
         ids = self._file.get_slice("ids")
         if ids.get_shape() != [self.count] or ids.get_dtype() != "I64":
@@ -164,6 +179,8 @@ class Safetensors(Saved):
 
 
 class Jsonl(Saved):
+    """A .jsonl file of vectors."""
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         first = next(self._records(), None)
@@ -171,7 +188,7 @@ class Jsonl(Saved):
             raise self.error("is empty")
         self.dim = len(first["embedding"])
         if self.dim == 0:
-            raise self.error("line 1 has an embedding of no channels")
+            raise self.error("line 1 has an embedding of no dimensions")
 
     def _records(self) -> Iterator[dict[str, Any]]:
         with open(self.path, "rb") as file:
@@ -187,7 +204,8 @@ class Jsonl(Saved):
         waiting: list[list[float]] = []
         for number, record in enumerate(self._records(), 1):
             if len(record["embedding"]) != self.dim:
-                raise self.error(f"line {number} has {len(record['embedding'])} channels, line 1 {self.dim}")
+                found = len(record["embedding"])
+                raise self.error(f"line {number} has {found} dimensions, line 1 {self.dim}")
             if not {int, float}.issuperset(map(type, record["embedding"])):
                 raise self.error(f"line {number} has an embedding that is not all numbers")
             waiting.append(record["embedding"])
@@ -215,6 +233,8 @@ class Jsonl(Saved):
 
 
 class Parquet(Saved):
+    """A .parquet file of vectors."""
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         pq = pyarrow_parquet(path)
@@ -264,9 +284,9 @@ def texts_of(
     found: dict[int, Found],
     count: int,
 ) -> dict[int, Found]:
-    """Of an output without texts: those of `found`, from the file that was embedded into `count` vectors.
+    """Add texts to the ids `found` in an output without texts, from the file that was embedded.
 
-    Raises ValueError if it has other rows than the output.
+    Raises ValueError if the file has other rows than the output's `count` vectors.
     """
     with_texts: dict[int, Found] = {}
     number = -1

@@ -1,10 +1,10 @@
-"""The folder OUT.partial: what an unfinished run has computed, so that another can go on.
+"""The folder OUT.partial: what an unfinished run has computed, so that another can continue.
 
 manifest.json says what the run is, and makes the folder ours: one without it is never touched. It appears
-with the folder, at once, and is the last that goes. Of every chunk of rows there is a file 00000000.chunk: a
-line with the digest of all behind it, a line of JSON, and the vectors. A chunk counts if it is whole and
-names the run that the manifest names; what it was made of it says too. The file `lock` is locked while a run
-works, and its lock ends with the process, however it ends.
+with the folder, at once, and goes last. Per chunk of rows there is a file 00000000.chunk: a line with the
+digest of all that follows, a line of JSON, and the vectors. A chunk counts if it is whole and names the run
+that the manifest names; it also says what it was made of. The file `lock` is locked while a run works, and
+its lock ends with the process, however it ends.
 """
 
 from __future__ import annotations
@@ -33,47 +33,60 @@ FORMAT = "qwen3np work 1"
 OURS = re.compile(  # the names of all files that a run makes in its folder, half-written ones among them
     r"\.?(manifest\.json|\d{8}\.chunk|new\.[a-z.]+)(\.[0-9a-f]{8}\.tmp)?|lock(\..*)?|\.filelock-.*"
 )
-# What a manifest says from the start. The entries "sums", "first_bad_rows" and "files" come in the last step.
+# What a manifest says from the start; "sums", "first_bad_rows" and "files" are added in the last step.
 ENTRIES = {"id": str, "run": dict, "info": dict, "rows": int, "bad": int, "dim": int, "replaces": dict}
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # Lustre, DBFS and others
 
 
 @dataclass
-class Sums:
-    """Over all chunks so far."""
+class Totals:
+    """Totals of all chunks so far."""
 
     rows: int = 0  # read, bad ones included
     texts: int = 0  # embedded
     tokens: int = 0
     cut: int = 0  # texts longer than max_seq_length
-    longest: int = 0  # tokens of the longest text, before it was cut
+    longest: int = 0  # tokens of the longest text, untruncated
     int_ids: bool = True  # all ids are integers of 64 bits
     numbered: bool = True  # all ids are the numbers of their vectors
-    empty: int = 0  # texts of no character
+    empty: int = 0  # empty texts
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """`texts` is None where the output does not hold them. `source` is the digest of the rows as they were
-    read, `sums` those so far."""
+    """Rows that were computed together.
+
+    Attributes:
+        ids: Their ids.
+        texts: Their texts, None where the output does not hold them.
+        vectors: Their vectors [N, dim].
+        bad: The bad rows among them.
+        source: The digest of the rows as they were read.
+        totals: The totals so far.
+    """
 
     ids: Sequence[int | str]
     texts: Sequence[str] | None
     vectors: NDArray[np.float32]
     bad: Sequence[BadRow] = field(default=())
     source: str = ""
-    sums: Sums = field(default_factory=Sums)
+    totals: Totals = field(default_factory=Totals)
 
     @property
     def rows(self) -> int:
+        """Number of rows, bad ones included."""
         return len(self.ids) + len(self.bad)
 
 
 class WorkFolder:
-    """Use with `with`, which takes what is there of a run and makes nothing.
+    """The folder of an unfinished run, used with `with`.
 
-    manifest: what `begin` was given, None where there is no folder. Raises BlockingIOError if another run
-    holds the folder, and FileExistsError for one that is not ours, or holds what is not.
+    Entering takes what is there of a run and creates nothing. `manifest` is what `begin` was given, None
+    where there is no folder.
+
+    Raises:
+        BlockingIOError: Another run holds the folder.
+        FileExistsError: The folder is not ours, or holds what is not.
     """
 
     def __init__(self, output: Path) -> None:
@@ -94,12 +107,12 @@ class WorkFolder:
         self._release()
 
     def check_writable(self) -> None:
-        """Raises OSError where `begin` would, which may come after hours of reading and loading."""
+        """Raise OSError where `begin` would, which may come after hours of reading and loading."""
         if self.manifest is None:
             self._make_hidden().rmdir()
 
     def begin(self, manifest: dict[str, Any]) -> None:
-        """A run begins; what an older one left is gone."""
+        """Begin a run; what an older one left is deleted."""
         manifest = {"format": FORMAT, "id": secrets.token_hex(16), **manifest}
         if self.manifest is not None:
             self._write_manifest(manifest)  # from here on the older chunks are of another run
@@ -120,15 +133,17 @@ class WorkFolder:
         self._take()
 
     def update(self, **entries: Any) -> None:
+        """Change entries of the manifest."""
         assert self.manifest is not None
         self._write_manifest(self.manifest | entries)
 
     def add(self, number: int, chunk: Chunk) -> None:
+        """Write a chunk."""
         assert self.manifest is not None
         entry = {
             "run": self.manifest["id"],
             "source": chunk.source,
-            "sums": asdict(chunk.sums),
+            "sums": asdict(chunk.totals),
             "ids": list(chunk.ids),
             "texts": None if chunk.texts is None else list(chunk.texts),
             "bad": [asdict(bad) for bad in chunk.bad],
@@ -141,22 +156,24 @@ class WorkFolder:
         write_file(self._chunk(number), digest.hexdigest().encode() + b"\n", head, vectors)
 
     def chunks(self) -> Iterator[Chunk]:
-        """In order, up to the first that is not there, not whole or of another run."""
+        """Yield the chunks in order, up to the first that is missing, damaged or of another run."""
         number = 0
         while (chunk := self._read(number)) is not None:
             yield chunk
             number += 1
 
-    def sums(self) -> Sums:
-        """Those after all chunks."""
-        sums = Sums()
+    def totals(self) -> Totals:
+        """Return the totals after all chunks."""
+        totals = Totals()
         for chunk in self.chunks():
-            sums = chunk.sums
-        return sums
+            totals = chunk.totals
+        return totals
 
-    def cut(self, count: int) -> int:
-        """Keep the first `count` chunks; returns how many went. The last goes first: those that are left are
-        always the first ones."""
+    def keep_first(self, count: int) -> int:
+        """Delete all but the first `count` chunks, and return how many were deleted.
+
+        The last goes first: those that are left are always the first ones.
+        """
         names = (path.name for path in self.path.iterdir())
         numbers = [int(name[:8]) for name in names if re.fullmatch(r"\d{8}\.chunk", name)]
         gone = sorted((number for number in numbers if number >= count), reverse=True)
@@ -165,20 +182,20 @@ class WorkFolder:
         return len(gone)
 
     def staged(self, suffix: str) -> Path:
-        """Where a file of the output is written before it takes its place; what it adds to OUT's name."""
+        """Return where the file OUT + suffix is written before it takes its place."""
         return self.path / (f"new{suffix}" if suffix else f"new.vectors{self.output.suffix.lower()}")
 
     def remove(self) -> None:
-        """What a run made, and nothing else; the manifest goes last."""
+        """Delete what a run made, and nothing else; the manifest goes last."""
         self._delete(keep=("manifest.json", "lock"))
         if os.name == "nt" or isinstance(self._lock, SoftFileLock):
             self._release()  # Windows does not move or delete an open file; a soft lock is the file itself
         others = [path for path in self.path.iterdir() if not OURS.fullmatch(path.name)]
-        if others:  # they came while the run worked
+        if others:  # other programs' files, which came while the run worked
             self._delete(keep=("manifest.json",))
             (self.path / "manifest.json").unlink(missing_ok=True)
         else:
-            # At once, as it came: no folder of this name is ever half ours.
+            # It goes at once, as it came: no folder of this name is ever half ours.
             gone = self._hidden()
             self.path.rename(gone)
             for path in gone.iterdir():
@@ -189,7 +206,7 @@ class WorkFolder:
         self._release()
 
     def _take(self) -> None:
-        """Lock the folder and read what is in it."""
+        """Lock the folder and read its manifest."""
         busy = f"{self.output}: another run is writing it ({self.path})"
         try:
             try:
@@ -213,10 +230,11 @@ class WorkFolder:
             self._lock = None
 
     def _hidden(self) -> Path:
+        """Return a new name for the folder, under which it is made and deleted."""
         return self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
 
     def _make_hidden(self) -> Path:
-        """A new folder. An OSError names the output, which the user knows."""
+        """Make a folder under a new name; an OSError names the output, which the user knows."""
         new = self._hidden()
         try:
             new.mkdir()
@@ -229,7 +247,8 @@ class WorkFolder:
         self.manifest = manifest
 
     def _delete(self, keep: Sequence[str]) -> None:
-        self.cut(0)
+        """Delete the files of a run except those to keep."""
+        self.keep_first(0)
         for path in self.path.iterdir():
             if OURS.fullmatch(path.name) and path.name not in keep:
                 path.unlink(missing_ok=True)
@@ -238,6 +257,7 @@ class WorkFolder:
         return self.path / f"{number:08}.chunk"
 
     def _read(self, number: int) -> Chunk | None:
+        """Return a chunk, or None where it is missing, damaged or of another run."""
         assert self.manifest is not None
         try:
             data = self._chunk(number).read_bytes()
@@ -252,20 +272,23 @@ class WorkFolder:
             return None
         vectors = np.frombuffer(rest, "<f4", offset=len(head) + 1).reshape(-1, entry["dim"])
         bad = [BadRow(**bad) for bad in entry["bad"]]
-        return Chunk(entry["ids"], entry["texts"], vectors, bad, entry["source"], Sums(**entry["sums"]))
+        return Chunk(entry["ids"], entry["texts"], vectors, bad, entry["source"], Totals(**entry["sums"]))
 
 
 def kept(output: Path) -> tuple[Path, int] | None:
-    """The work folder of an output and the rows that are done in it, where there is one."""
+    """Return the work folder of an output and the number of rows done in it, if there is one."""
     work = WorkFolder(output)
     with suppress(OSError):
         work.manifest = _read_manifest(work.path)
-        return work.path, work.sums().rows
+        return work.path, work.totals().rows
     return None
 
 
 def _flock_is_missing(lock: Path) -> bool:
-    """Whether the file system has no locks; filelock may say the same of that as of a lock that is taken."""
+    """Return whether the file system has no locks.
+
+    filelock may say the same of that as of a lock that is taken.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -286,7 +309,7 @@ def _acquired(lock: BaseFileLock) -> BaseFileLock:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """Raises FileExistsError for a folder that is not ours."""
+    """Return the manifest of a work folder; FileExistsError for a folder that is not ours."""
     advice = "it is left alone: move it away, or name another --output"
     try:
         if path.is_symlink() or not path.is_dir():
@@ -314,7 +337,7 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 def npy_header(shape: Sequence[int]) -> bytes:
-    """Of a float32 array, as numpy.save writes it (numpy.lib.format)."""
+    """Return the header of a float32 array, as numpy.save writes it (numpy.lib.format)."""
     from io import BytesIO
 
     header = BytesIO()

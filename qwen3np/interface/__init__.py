@@ -1,1 +1,1 @@
-"""What Embedder and Reranker have in common: texts, settings, sentence-transformers' names."""
+"""What Embedder and Reranker have in common: settings, pickling, names of sentence-transformers."""

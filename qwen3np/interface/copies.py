@@ -1,4 +1,4 @@
-"""A copy of a model's folder."""
+"""Copies of a model's folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from ..loading.config import load_json
 
 
 def save(folder: Path, path: str | Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copy `folder` to `path`, all of it or nothing. settings: other values for its JSON files, by file and
-    key.
+    """Copy `folder` to `path`, all of it or nothing.
 
-    Raises FileExistsError where `path` holds anything and ValueError for one inside `folder`."""
+    Args:
+        folder: The model's folder.
+        path: A new or empty folder.
+        settings: Other values for its JSON files, by file and key.
+
+    Raises:
+        FileExistsError: `path` holds anything.
+        ValueError: `path` is inside `folder`.
+    """
     path = Path(path)
     if folder.resolve() in path.resolve().parents:
         raise ValueError(f"{path}: lies in the folder that is to be copied; save to another place")
@@ -31,7 +38,7 @@ def save(folder: Path, path: str | Path, settings: Mapping[str, Mapping[str, Any
         for name, values in settings.items():
             _set(copy / name, values)
         if path.exists():
-            path.rmdir()  # as it is empty; or fails, as does the next line, if it is not any more
+            path.rmdir()  # it was empty; if it no longer is, this or the next line fails
         copy.replace(path)
     finally:
         shutil.rmtree(made, ignore_errors=True)

@@ -1,5 +1,7 @@
-"""What Embedder and Reranker have in common: settings that are checked when they are set, and the names of
-sentence-transformers' models that scripts use. A name that cannot be served says what to do instead."""
+"""What Embedder and Reranker have in common: checked settings, and the names that scripts use.
+
+The names are those of sentence-transformers' models. One that cannot be served says what to do instead.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,14 @@ PROCESSES = "one process uses all cores, num_threads=... of {0} sets how many; g
 TRAINING = "{0} does not train: train with sentence-transformers and load the folder that it saves"
 ADAPTERS = "merge the adapter into the weights first (PeftModel.merge_and_unload), and load what that saves"
 HUB = "huggingface_hub.upload_folder(repo_id=..., folder_path=model.checkpoint.folder) uploads the model"
-TORCH = "{0} is no torch.nn.Module; its weights are in model.checkpoint.tensors, its config is model.config"
+TORCH = (
+    "{0} is not a torch.nn.Module; its weights are in model.checkpoint.tensors, its config is model.config"
+)
 PRECISION = 'weights keep the type they are stored in; matmul_precision="medium" multiplies in bfloat16'
 TOKENS = "model.tokenize(texts) gives the token ids"
 EVALUATION = "give the model's vectors or scores to the metric, or use mteb (README)"
 
-# Names of sentence-transformers 6.2 that are not served, by what to do instead.
+# What to do instead -> the names of sentence-transformers 6.2 that are not served.
 INSTEAD = {
     CPU: "cuda ipu xpu mtia clear_placement_cache to_empty",
     PROCESSES: "start_multi_process_pool stop_multi_process_pool encode_multi_process share_memory",
@@ -57,7 +61,7 @@ CURES = {name: instead for instead, names in INSTEAD.items() for name in names.s
 
 
 class Device(str):
-    """ "cpu", and what scripts ask of a torch.device."""
+    """The string "cpu", with what scripts ask of a torch.device."""
 
     type = "cpu"
 
@@ -73,8 +77,11 @@ class DropIn:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Prompt texts by their names. Setting them raises TypeError for what is no mapping of str to str,
-        and ValueError where default_prompt_name is not among them."""
+        """Prompt texts by their names.
+
+        Setting them raises TypeError for what is not a mapping of str to str, and ValueError where
+        default_prompt_name is not among them.
+        """
         return self._prompts
 
     @prompts.setter
@@ -89,8 +96,10 @@ class DropIn:
 
     @property
     def default_prompt_name(self) -> str | None:
-        """The prompt of calls that name none. Setting it raises ValueError for one that is not in
-        `prompts`."""
+        """The prompt of calls that name none.
+
+        Setting it raises ValueError for a name that is not in `prompts`.
+        """
         return self._default_prompt_name
 
     @default_prompt_name.setter
@@ -100,37 +109,40 @@ class DropIn:
 
     @property
     def device(self) -> Device:
-        """Always the CPU."""
+        """Where the model computes: always the CPU."""
         return Device("cpu")
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the results."""
+        """The dtype of the results: float32."""
         return np.dtype(np.float32)
 
     @property
     def modalities(self) -> list[str]:
-        """What can be encoded: text."""
+        """What the model takes: text."""
         return ["text"]
 
     def supports(self, modality: object) -> bool:
-        """Whether `modality` is "text"."""
+        """Return whether `modality` is "text"."""
         return modality == "text"
 
     def get_max_seq_length(self) -> int:
-        """`max_seq_length`, by sentence-transformers' name."""
+        """Return `max_seq_length`, by sentence-transformers' name."""
         return self.max_seq_length
 
     def get_backend(self) -> str:
-        """The name of what runs the encoder."""
+        """Return the name of what runs the encoder."""
         return self.backend.name
 
     def get_model_kwargs(self) -> list[str]:
-        """Further arguments of a model's own: none."""
+        """Return the further arguments of a model's own: none."""
         return []
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
-        """Itself, where it is told to be on the CPU and in float32. Raises TypeError for anything else."""
+        """Return the model itself where it is told to be on the CPU and in float32.
+
+        Raises TypeError for anything else.
+        """
         for value in (*args, *kwargs.values()):
             if str(value) not in ("None", "cpu", "cpu:0", "torch.float32", "float32", "True", "False"):
                 name = type(self).__name__
@@ -138,41 +150,46 @@ class DropIn:
         return self
 
     def _itself(self: Self) -> Self:
-        """Itself: it is on the CPU, in float32 and does not train."""
+        """Return the model itself: it is on the CPU, in float32, and does not train."""
         return self
 
     cpu = float = eval = _itself
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Itself with mode=False, which is what it is in. Raises TypeError otherwise."""
+        """Return the model itself with mode=False, which is what it is in; raise TypeError otherwise."""
         if mode:
             raise TypeError(f"{type(self).__name__}.train(): {TRAINING.format(type(self).__name__)}")
         return self
 
     def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
-        """Itself with requires_grad=False. Raises TypeError otherwise."""
+        """Return the model itself with requires_grad=False; raise TypeError otherwise."""
         return self.train(requires_grad)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the kernels are compiled."""
+        """Do nothing: the kernels are compiled already."""
 
     def save_pretrained(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
-        """A copy of the model's folder, with the prompts and the other settings that this model has now.
-        `path` must be new or an empty folder; what is there is never written over. Takes the further
-        arguments of sentence-transformers, which have no meaning here.
+        """Copy the model's folder to `path`, with the prompts and the other settings that this model has now.
 
-        Raises FileExistsError for a path that holds anything, OSError where the copy fails; then nothing is
-        left of it."""
+        Args:
+            path: A new or empty folder; nothing is ever overwritten.
+            *args: As in sentence-transformers; they have no meaning here.
+            **kwargs: As in sentence-transformers; they have no meaning here.
+
+        Raises:
+            FileExistsError: `path` holds anything.
+            OSError: The copy failed; then nothing is left of it.
+        """
         copies.save(self.checkpoint.folder, path, self._saved_settings())
 
     save = save_pretrained
 
     def _saved_settings(self) -> dict[str, dict[str, Any]]:
-        """File -> key -> value that differ from those the model was loaded with."""
+        """Return file -> key -> value, for what differs from the folder that was loaded."""
         raise NotImplementedError
 
     def _prompt(self, name: str | None) -> str:
-        """The prompt of that name. Raises ValueError for one that is not there."""
+        """Return the prompt of that name, "" for None; raise ValueError for an unknown name."""
         if name is None:
             return ""
         self._check_prompt_name(name, self.prompts)
@@ -185,7 +202,7 @@ class DropIn:
     if not TYPE_CHECKING:  # or a type checker would believe that every name is there
 
         def __getattr__(self, name: str) -> NoReturn:
-            """Only called for names that are not there."""
+            """Raise AttributeError for a name that does not exist, with what to do instead."""
             kind = type(self).__name__
             if name.startswith("_"):
                 raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)

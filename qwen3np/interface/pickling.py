@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class PickledByArguments:
     """Base of Embedder and Reranker: pickle (and with it spawn, joblib, Spark, Ray) loads the model anew.
 
-    A folder is named by its absolute path, a model of the Hub by its id and the commit that was loaded: so
-    both processes compute the same vectors. A token is a secret and stays behind: the other process uses its
-    own login. Settings that were changed after loading go along. copy and deepcopy load nothing: the copy has
-    settings of its own, and shares the weights and threads, which callers may use at the same time anyway.
+    A folder is named by its absolute path, a model of the Hub by its id and the commit that was loaded, so
+    that both processes compute the same vectors. A token is a secret and stays behind: the other process uses
+    its own login. Settings that were changed after loading go along. copy and deepcopy load nothing: the copy
+    has settings of its own, and shares weights and threads, which several callers may use at the same time.
     """
 
     SETTINGS: ClassVar[tuple[str, ...]] = ()  # attributes that users may set
@@ -33,8 +33,8 @@ class PickledByArguments:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         self._arguments = args, kwargs
-        self._working_folder = ""  # what a relative path is meant from, wherever the process goes later
-        with suppress(OSError):  # it may be deleted
+        self._working_folder = ""  # a relative path starts here, wherever the process goes later
+        with suppress(OSError):  # the folder may be deleted
             self._working_folder = os.getcwd()
         return self
 
@@ -48,7 +48,7 @@ class PickledByArguments:
         return _load, (type(self), args, kwargs, self._settings())
 
     def _elsewhere(self, model: Any, kwargs: dict[str, Any]) -> Any:
-        """The model's name in any process; pins a Hub id's commit in `kwargs`."""
+        """Return the model's name for any process; a Hub id's commit is pinned in `kwargs`."""
         folder = self.checkpoint.folder
         if isinstance(model, (str, Path)):
             if Path(self._working_folder, Path(model).expanduser()) == folder:
@@ -73,7 +73,7 @@ class PickledByArguments:
 
 def _load(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], settings: dict[str, Any]) -> Any:
     model = cls(*args, **kwargs)
-    model.default_prompt_name = None  # it must be one of the prompts, and those come first
+    model.default_prompt_name = None  # it must be one of the prompts, which are set first
     for name, value in settings.items():
         setattr(model, name, value)
     return model

@@ -1,5 +1,7 @@
-"""Arguments of sentence-transformers that Embedder and Reranker have no use for: what cannot change a vector
-is accepted, what can is refused with what to do instead."""
+"""Arguments of sentence-transformers that Embedder and Reranker have no use for.
+
+What cannot change a vector is accepted; what can is refused with what to do instead.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ import numpy as np
 
 
 class Rule(NamedTuple):
-    """Whether a value changes nothing here, and what to do instead of the others."""
+    """What values of an argument change nothing here, and what to do instead of others."""
 
     harmless: Callable[[Any], bool]
     instead: str
 
 
 def _one_of(*values: Any) -> Callable[[Any], bool]:
-    """Also as PyTorch writes them: torch.float32, torch.device("cpu")."""
+    """Return a test for these values, also as PyTorch writes them: torch.float32, torch.device("cpu")."""
     return lambda value: any(value is v or str(value).removeprefix("torch.") == v for v in values)
 
 
@@ -44,7 +46,7 @@ def _flag(value: Any) -> bool:
 
 
 def is_int(value: Any) -> bool:
-    """Python's and NumPy's integers; True is none."""
+    """Return whether value is an integer of Python or NumPy; True and False are not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -66,17 +68,17 @@ RULES: dict[str, Rule] = {
     "chunk_size": Rule(lambda value: value is None or is_int(value), "it is a number of texts"),
     "task": Rule(_anything, ""),
     "num_workers": Rule(_anything, ""),
-    "apply_softmax": Rule(_flag, "there is one score a pair"),
+    "apply_softmax": Rule(_flag, "there is one score per pair"),
     "processing_kwargs": Rule(_empty, "max_seq_length, and max_length of Reranker, set where texts are cut"),
     "trust_remote_code": Rule(_flag, "no code of a model is ever run: leave it out"),
     "modules": Rule(_one_of(None), "the model's own modules.json is what is computed"),
     "model_card_data": Rule(_anything, ""),
-    "num_labels": Rule(_one_of(None, "1"), "a Qwen3 reranker gives one score a pair"),
+    "num_labels": Rule(_one_of(None, "1"), "a Qwen3 reranker gives one score per pair"),
     "keep_in_fp32_modules": Rule(_anything, ""),
     "classifier_dropout": Rule(_anything, ""),
 }
 
-# Of the arguments that are dictionaries, what may be in them.
+# What may be in the arguments that are dictionaries.
 NESTED: dict[str, dict[str, Rule]] = {
     "model_kwargs": {
         "dtype": Rule(FLOAT32, DTYPE),
@@ -121,7 +123,7 @@ UNKNOWN = {
     "config_kwargs": "a changed copy of config.json in the model's folder stands for it",
 }
 
-# Older names, of sentence-transformers and of its CrossEncoder.
+# Older names of arguments of sentence-transformers and its CrossEncoder.
 RENAMED = {
     "use_auth_token": "token",
     "cache_dir": "cache_folder",
@@ -139,11 +141,18 @@ RENAMED = {
 def accept(
     arguments: Mapping[str, Any], function: Callable[..., Any], where: str, own: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Arguments that are not among those of `function` -> those of its own, named in `own`, that some of them
-    stand for.
+    """Check arguments that are not a function's own, and return those of its own that they stand for.
 
-    Raises TypeError for what can change a vector, with what to do instead, and for what is not known, with
-    the name that is most like it."""
+    Args:
+        arguments: The arguments given that `function` does not name.
+        function: Whose arguments are meant; an unknown name is compared with its signature.
+        where: What errors call the function.
+        own: Names of its own arguments that may be given under another name.
+
+    Raises:
+        TypeError: An argument can change a vector: the message says what to do instead. Or it is unknown: the
+            message has the name most like it.
+    """
     meant: dict[str, Any] = {}
     own = list(own)
     for given, value in arguments.items():
@@ -165,17 +174,19 @@ def accept(
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like this one, as a question; or nothing."""
+    """Return the known name most like this one, as a question, or ""."""
     close = get_close_matches(name, list(known), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_batch_size(batch_size: Any) -> None:
+    """Raise ValueError for what is not a positive integer or None."""
     if batch_size is not None and (not is_int(batch_size) or batch_size < 1):
         raise ValueError(f"batch_size must be a positive integer, found {batch_size!r}")
 
 
 def _nested(name: str, given: str, values: Mapping[str, Any], where: str, own: list[str]) -> dict[str, Any]:
+    """Check the arguments in a dictionary, as `accept` does."""
     meant: dict[str, Any] = {}
     for key, value in values.items():
         shown = f"{given}={{{key!r}: {value!r}}}"
@@ -188,5 +199,6 @@ def _nested(name: str, given: str, values: Mapping[str, Any], where: str, own: l
 
 
 def _check(rule: Rule, shown: str, value: Any, where: str) -> None:
+    """Raise TypeError for a value that can change a vector."""
     if not rule.harmless(value):
         raise TypeError(f"{where}: {shown} is not possible without PyTorch: {rule.instead}")

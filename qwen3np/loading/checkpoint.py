@@ -1,9 +1,9 @@
-"""safetensors -> named, memory-mapped arrays. Nothing is copied until it is used.
+"""safetensors -> named, memory-mapped arrays; nothing is copied until it is used.
 
-Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data
-(https://github.com/huggingface/safetensors#format). The safetensors library checks the header (no gaps, no
-overlaps, no more than the file holds); the arrays are made here because NumPy has no bfloat16 for the library
-to return.
+Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the
+data (https://github.com/huggingface/safetensors#format). The safetensors library checks the header (no gaps,
+no overlaps, no more than the file holds); the arrays are made here because NumPy has no bfloat16 for the
+library to return.
 """
 
 from __future__ import annotations
@@ -49,20 +49,22 @@ class Tensor:
         return self.data.shape
 
     def widen(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """A copy as float32 or float64; exact for all three stored dtypes."""
+        """Return a copy as float32 or float64; exact for all three stored dtypes."""
         return widen(self.data, dtype)
 
 
 def widen(stored: NDArray[Any], dtype: DTypeLike = np.float32) -> NDArray[Any]:
-    """Stored values as floats. A bfloat16 is the upper half of a float32's bits: the shift is exact."""
+    """Return stored values as floats.
+
+    A bfloat16 is the upper half of a float32's bits, so the shift is exact.
+    """
     if stored.dtype == np.uint16:
         stored = (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.astype(dtype)
 
 
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the encoder, in the order in which published checkpoints are
-    sharded."""
+    """Return name -> shape of every tensor of the encoder, in the order of the published shards."""
     D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
     N, K = config.num_attention_heads, config.num_key_value_heads
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, D)}
@@ -86,8 +88,11 @@ def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 class OpenedFile:
-    """A weight file as it was when it was opened. It stays open: one that is replaced by another file of its
-    name is read on as it was, and only one that is written to is another."""
+    """A weight file as it was when it was opened.
+
+    It stays open: a file that is replaced by another of its name is still read as it was. Only one that is
+    written to changes.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -104,6 +109,7 @@ class OpenedFile:
         return status.st_size, status.st_mtime_ns
 
     def check_unchanged(self) -> None:
+        """Raise CheckpointError if the file was written to since it was opened."""
         now = self._now()
         if now != self._state:
             size = f" ({self._state[0]} bytes then, {now[0]} now)" if now[0] != self._state[0] else ""
@@ -114,12 +120,17 @@ class OpenedFile:
 
 
 class Checkpoint:
-    """A model folder, opened: its Config and all its tensors, by name without the `model.` prefix. `path` is
-    that of the Transformer in the folder, where modules.json gives it one.
+    """A model folder, opened: its Config and all its tensors, by name without the `model.` prefix.
 
     Beside the encoder's there may be `lm_head.weight` (the 8B reranker; an embedding model saved as a causal
-    LM) and `score.weight` (a reranker saved as a sequence classifier). Raises CheckpointError if anything is
-    missing, damaged or of another shape; never a partial model.
+    LM) and `score.weight` (a reranker saved as a sequence classifier).
+
+    Args:
+        folder: The model's folder.
+        path: The path of the Transformer module in the folder, where modules.json gives it one.
+
+    Raises:
+        CheckpointError: Anything is missing, damaged or of another shape; there is never a partial model.
     """
 
     _opened: Sequence[OpenedFile] = ()
@@ -144,13 +155,14 @@ class Checkpoint:
         self.tensors = self._read()
 
     def _read(self) -> dict[str, Tensor]:
+        """Map all tensors, and check their names, shapes, dtypes and ends."""
         expected = tensor_shapes(self.config)
         optional = {
             "lm_head.weight": (self.config.vocab_size, self.config.hidden_size),
             "score.weight": (1, self.config.hidden_size),
         }
         tensors: dict[str, Tensor] = {}
-        last: list[Tensor | None] = []  # of each file
+        last: list[Tensor | None] = []  # the tensor at the end of each file
         problems: list[str] = []
         for path in self.files:
             for tensor in (stored := read_safetensors(path)):
@@ -193,15 +205,21 @@ class Checkpoint:
 
     @property
     def head(self) -> str | None:
-        """The name of the tensor whose rows give the logits: as in transformers 5 the stored one, and where
-        none is stored that of the embeddings, if config.json ties them."""
+        """The name of the tensor whose rows give the logits.
+
+        As in transformers 5: the stored one, and where none is stored that of the embeddings, if
+        config.json ties them.
+        """
         if "lm_head.weight" in self.tensors:
             return "lm_head.weight"
         return "embed_tokens.weight" if self.config.tie_word_embeddings else None
 
     def check_unchanged(self) -> None:
-        """Raises CheckpointError if a weight file was written to since it was opened. Pages are read from it
-        when they are used: they would be another model's, and behind a new end there are none (SIGBUS)."""
+        """Raise CheckpointError if a weight file was written to since it was opened.
+
+        Pages are read from it when they are used: they would be another model's, and past a new end there
+        are none (SIGBUS).
+        """
         for file in self._opened:
             file.check_unchanged()
 
@@ -214,21 +232,20 @@ class Checkpoint:
         return sum(path.stat().st_size for path in self.files)
 
     def release(self) -> None:
-        """Give back the memory of the pages of the files read so far; they are read again when they are
-        used."""
+        """Give back the memory of the pages read so far; they are read again when they are used."""
         mapped = {id(t.data.base): t.data.base for t in self.tensors.values()}
         for memory in mapped.values():
             if isinstance(memory, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
                 memory.madvise(mmap.MADV_DONTNEED)
 
     def weights(self, dtype: DTypeLike = np.float32) -> Weights:
-        """The weights in the form that reference.py takes, widened to `dtype` when they are used."""
+        """Return the weights in the form that reference.py takes, widened to `dtype` when they are used."""
         return Weights(self, np.dtype(dtype))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint as the reading copy sees it: nested by name, floats, one layer in memory at a time."""
+    """A checkpoint as the reference sees it: nested by name, floats, one layer in memory at a time."""
 
     checkpoint: Checkpoint
     dtype: np.dtype[Any]
@@ -238,7 +255,7 @@ class Weights:
         return self.rows("embed_tokens.weight")
 
     def rows(self, name: str) -> Rows:
-        """A matrix whose rows are widened as they are taken."""
+        """Return a matrix whose rows are widened as they are taken."""
         return Rows(self.checkpoint, self.checkpoint.tensors[name].data, self.dtype)
 
     @property
@@ -251,7 +268,7 @@ class Weights:
         return (self.layer(i) for i in range(self.checkpoint.config.num_hidden_layers))
 
     def layer(self, i: int) -> dict[str, Any]:
-        """Layer i: {"input_layernorm": array, "self_attn": {"q_proj": array, ...}, ...}."""
+        """Return layer i: {"input_layernorm": array, "self_attn": {"q_proj": array, ...}, ...}."""
         self.checkpoint.check_unchanged()
         nested: dict[str, Any] = {}
         for name, tensor in self.checkpoint.tensors.items():
@@ -264,8 +281,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a stored matrix, widened as they are taken: the 0.6B embedding is 620 MB in float32, a text
-    needs KB."""
+    """Rows of a stored matrix, widened as they are taken.
+
+    The 0.6B's embedding is 620 MB in float32, a text needs KB of it.
+    """
 
     checkpoint: Checkpoint
     stored: NDArray[Any]
@@ -275,7 +294,7 @@ class Rows:
         return widen(self.raw(rows), self.dtype)
 
     def raw(self, rows: Any) -> NDArray[Any]:
-        """As stored, bfloat16 as uint16 bits; but float16 as float32."""
+        """Return rows as stored, bfloat16 as uint16 bits; but float16 as float32."""
         self.checkpoint.check_unchanged()
         taken = self.stored[rows]
         self.checkpoint.check_unchanged()
@@ -283,7 +302,7 @@ class Rows:
 
 
 def read_safetensors(path: Path) -> list[Tensor]:
-    """All tensors of one file, memory-mapped. Raises CheckpointError if the file is truncated or damaged."""
+    """Map all tensors of one file; raise CheckpointError if it is truncated or damaged."""
     try:
         with safe_open(path, framework="np"):  # checks the whole header against the file's size
             pass
@@ -313,8 +332,11 @@ def read_safetensors(path: Path) -> list[Tensor]:
 
 
 def _check_end(path: Path, final: Tensor | None) -> None:
-    """A download into a file of its final size, interrupted, leaves zeros at the end. Trained norms and
-    projections do not end so; rows of the vocabulary that no token has may be zeros."""
+    """Raise CheckpointError for a file whose last weights are zeros.
+
+    An interrupted download into a file of its final size leaves zeros at the end. Trained norms and
+    projections do not end so; vocabulary rows that no token has may be zeros.
+    """
     if final is None or final.name.endswith(("embed_tokens.weight", "lm_head.weight")):
         return
     end = final.data.reshape(-1)[-min(16, final.data.size) :] if final.data.ndim == 1 else final.data[-1]
@@ -326,12 +348,15 @@ def _check_end(path: Path, final: Tensor | None) -> None:
 
 
 def _is_zero(tensor: Tensor) -> bool:
-    """Looks at a row first: reading all of a model takes longer than loading it."""
+    """Return whether all values are zero.
+
+    One row is looked at first: reading all of a model takes longer than loading it.
+    """
     return not tensor.data[-1:].any() and not tensor.data[:1].any() and not tensor.data.any()
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that the index names."""
+    """Return model.safetensors, or the shards that the index names."""
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     index = folder / INDEX_FILE
@@ -352,7 +377,7 @@ def _weight_files(folder: Path) -> list[Path]:
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if Path(name).name != name]
     if outside or not names:
-        raise CheckpointError(f"{index}: names no file of this folder: {outside}")
+        raise CheckpointError(f"{index}: names what is not a file of this folder: {outside}")
     present = {path.name for path in folder.iterdir() if path.is_file()}
     missing = [name for name in names if name not in present]
     if missing:
@@ -361,7 +386,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a file that does not open, as far as its first bytes and its size tell."""
+    """Say what is wrong with a file that does not open, as far as its first bytes and its size tell."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -370,7 +395,7 @@ def _damage(path: Path) -> str:
                 return "is a Git LFS pointer, not the weights: run `git lfs pull`"
             header_size = int.from_bytes(start[:8], "little")
             if size < 8 or header_size > size - 8:
-                return f"is truncated or no safetensors file: {size} bytes"
+                return f"is truncated, or not a safetensors file: {size} bytes"
             file.seek(8)
             header = json.loads(file.read(header_size))
             need = (

@@ -1,5 +1,7 @@
-"""config.json -> Config. Keys that change the computation are used or refused; as transformers does, the
-others are ignored."""
+"""config.json -> Config.
+
+Keys that change the computation are used or refused; others are ignored, as in transformers.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ logger = logging.getLogger("qwen3np")
 
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 
-# Keys that change what is computed, of Qwen3's own configuration and of models derived from it, with the
-# values that leave it as this package computes it; None, or no such key, does too.
+# Keys that change what is computed, in Qwen3's own configuration and in those of models derived from it, with
+# the values that this package computes; None, or no such key, stands for the same.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("qwen3",),
     "hidden_act": ("silu", "swish"),  # two names of one function
@@ -102,8 +104,7 @@ class Config:
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
-        """Read a config.json. Raises CheckpointError naming the file, the key and the value it cannot
-        honour."""
+        """Read a config.json; errors name the file, the key and the value that is not supported."""
         path = Path(path)
         raw = load_json(path)
         if not isinstance(raw, dict):
@@ -112,7 +113,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], where: str = "config") -> Config:
-        """Check and take the values of a parsed config.json; `where` names it in errors."""
+        """Check and take the values of a parsed config.json; errors call it `where`."""
         problems = []
         for key, allowed in SUPPORTED.items():
             if key in raw and raw[key] not in allowed and (raw[key] is not None or key == "model_type"):
@@ -172,7 +173,7 @@ class Config:
 
 
 def load_json(path: Path) -> Any:
-    """Parse a JSON file. Raises CheckpointError naming the file where it is unreadable or not JSON."""
+    """Parse a JSON file; raise CheckpointError that names it where it is unreadable or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -186,7 +187,7 @@ def load_json(path: Path) -> Any:
 
 
 def load_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file, {} where there is none. Raises CheckpointError if it is another thing."""
+    """Return the JSON object in a file, {} without one; raise CheckpointError for another JSON value."""
     value = load_json(path) if path.is_file() else {}
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -198,8 +199,11 @@ def _positive_number(value: Any) -> bool:
 
 
 def _check_sliding_window(raw: dict[str, Any], layer_types: list[str], problems: list[str]) -> None:
-    """A window counts where use_sliding_window is true, and without layer_types from layer max_window_layers
-    on (28 by default)."""
+    """Add a problem if some layer would attend to a window only.
+
+    A window counts where use_sliding_window is true and there are no layer_types: from layer
+    max_window_layers on (28 by default).
+    """
     if not raw.get("use_sliding_window", False) or raw.get("sliding_window", 4096) is None or layer_types:
         return
     first = raw.get("max_window_layers", 28)
@@ -212,7 +216,7 @@ def _check_sliding_window(raw: dict[str, Any], layer_types: list[str], problems:
 
 
 def _rope_theta(raw: dict[str, Any], problems: list[str]) -> float:
-    """`rope_theta`, or since transformers 5 `rope_parameters: {rope_theta, rope_type}`."""
+    """Return `rope_theta`, or since transformers 5 that of `rope_parameters: {rope_theta, rope_type}`."""
     thetas = []
     if "rope_theta" in raw:
         thetas.append(raw["rope_theta"])

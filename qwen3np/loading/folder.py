@@ -1,16 +1,18 @@
-"""Every file that sentence-transformers 6.2 or transformers 5 reads from a model's folder, and what becomes
-of it here. A file that is in neither table is read by none of them."""
+"""Every file that sentence-transformers 6.2 or transformers 5 reads, and what becomes of it here.
+
+A file in neither table is read by neither library, nor here.
+"""
 
 from __future__ import annotations
 
 READ = "read"
 REFUSED = "refused"
 
-# File -> what is done with it, where. Read: followed, or refused by name for a value that cannot be. Those of
-# a Transformer with a path of its own lie in that folder, those of the others in the folders that
-# modules.json names.
+# File -> what is done with it, and where. READ files are followed, or refused for a value that is not
+# supported. The files of a Transformer with a path of its own are in that folder, those of the other modules
+# in the folders that modules.json names.
 USED: dict[str, tuple[str, str]] = {
-    "config.json": (READ, "config.py: sizes; keys that change the computation in another way are refused"),
+    "config.json": (READ, "config.py: sizes; other keys that change the computation are refused"),
     "model.safetensors": (READ, "checkpoint.py"),
     "model.safetensors.index.json": (READ, "checkpoint.py: the shards' names"),
     "model-*-of-*.safetensors": (READ, "checkpoint.py"),
@@ -25,12 +27,15 @@ USED: dict[str, tuple[str, str]] = {
     ),
     "added_tokens.json": (READ, "tokenizer_config.py: likewise"),
     "chat_template.jinja": (READ, "chat_template.py: a reranker's must have the model card's words"),
-    "modules.json": (READ, "modules.py"),
-    "config_sentence_transformers.json": (READ, "modules.py: prompts, similarity, truncate_dim, model_type"),
+    "modules.json": (READ, "st_config.py"),
+    "config_sentence_transformers.json": (
+        READ,
+        "st_config.py: prompts, similarity, truncate_dim, model_type",
+    ),
     "sentence_*_config.json": (READ, "transformer_config.py: max_seq_length, do_lower_case, messages"),
-    "1_Pooling/config.json": (READ, "modules.py: only the last token is pooled"),
-    "2_Normalize/config.json": (READ, "modules.py: what is normalised"),
-    "1_LogitScore/config.json": (READ, 'modules.py: ids of "yes" and "no"'),
+    "1_Pooling/config.json": (READ, "st_config.py: only the last token is pooled"),
+    "2_Normalize/config.json": (READ, "st_config.py: what is normalised"),
+    "1_LogitScore/config.json": (READ, 'st_config.py: ids of "yes" and "no"'),
     "adapter_config.json": (REFUSED, "checkpoint.py: an adapter is to be merged first"),
     "processor_config.json": (
         REFUSED,
@@ -61,8 +66,11 @@ MEANINGLESS: dict[str, str] = {
 
 
 def patterns() -> list[str]:
-    """What to fetch from a repository, for fnmatch: it may also hold ONNX, GGUF or PyTorch copies of the
-    weights. A Transformer with a path of its own lies in 0_Transformer, or whatever the folder is called."""
+    """Return patterns (fnmatch) of the files to fetch from a repository.
+
+    It may also hold ONNX, GGUF or PyTorch copies of the weights. A Transformer with a path of its own is in
+    0_Transformer, or whatever the folder is called.
+    """
     names = [name for name in USED if "/" not in name]
     folders = ["1_Pooling/config.json", "1_LogitScore/config.json", "?_*/config.json"]
     return [*names, *(f"?_Transformer/{name}" for name in names), *folders]

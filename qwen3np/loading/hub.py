@@ -22,12 +22,20 @@ def locate(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder of `model`, as an absolute path: itself if it is a folder, else its snapshot in the Hub
-    cache, downloaded if needed.
+    """Return the absolute path of a model's folder: the folder itself, or a snapshot in the Hub cache.
 
-    Only NEEDED_FILES are downloaded, with a progress bar; `HF_HUB_OFFLINE=1`, `HF_HOME` and `HF_TOKEN` are
-    honoured. Raises CheckpointError if there is neither a folder nor a reachable or cached repository of that
-    name.
+    A snapshot is downloaded if needed: only NEEDED_FILES, with a progress bar. `HF_HUB_OFFLINE=1`, `HF_HOME`
+    and `HF_TOKEN` are honoured.
+
+    Args:
+        model: A Hub id or a folder.
+        revision: The branch, tag or commit of the Hub repository.
+        cache_folder: The Hub cache. Default: that of HF_HOME.
+        token: The Hub token for private models.
+        local_files_only: Never download.
+
+    Raises:
+        CheckpointError: There is neither a folder nor a reachable or cached repository of that name.
     """
     if not str(model):
         raise CheckpointError("the model's name is empty; give a Hub id or a folder")
@@ -99,7 +107,7 @@ def locate(
 def _from_read_only_cache(
     name: str, error: OSError, revision: str | None, cache_folder: str | Path | None
 ) -> Path:
-    """The snapshot that is there; the Hub has another, which cannot be stored."""
+    """Return the cached snapshot where the Hub has a newer one that cannot be stored."""
     cache = cache_folder or _cache()
     cure = "HF_HOME or cache_folder= (--cache-folder) names a cache that can be"
     try:
@@ -118,7 +126,10 @@ def _from_read_only_cache(
 
 
 def hub_id(folder: Path) -> str:
-    """Of a snapshot in a Hub cache, .../models--Qwen--Qwen3-Embedding-0.6B/snapshots/<revision>; else ""."""
+    """Return the Hub id of a snapshot's folder in a Hub cache, else "".
+
+    Such a folder is .../models--Qwen--Qwen3-Embedding-0.6B/snapshots/<revision>.
+    """
     parts = folder.parts
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         return parts[-3].removeprefix("models--").replace("--", "/")

@@ -1,4 +1,4 @@
-"""What the model cards say of the published models: sizes, prompts, the reranker's template. No values."""
+"""What the model cards say of the published models: sizes, prompts, the reranker's template; no values."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ EMBEDDERS = {name for name in SIZES.values() if "Embedding" in name}
 RERANKERS = set(SIZES.values()) - EMBEDDERS
 
 QUERY_PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
-# Of the embedding models' config_sentence_transformers.json.
+# The embedding models' config_sentence_transformers.json.
 PROMPTS = {"query": QUERY_PROMPT, "document": ""}
 
-# What a reranker reads; model card of Qwen3-Reranker. The body's ids are with RERANKER_INSTRUCTION.
+# What a reranker reads: model card of Qwen3-Reranker.
 RERANKER_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 RERANKER_SYSTEM = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
@@ -30,5 +30,5 @@ RERANKER_ANSWER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 def reranker_body(query: str, document: str) -> str:
-    """With the default instruction."""
+    """Return a pair's part of the conversation, with the default instruction."""
     return f"<Instruct>: {RERANKER_INSTRUCTION}\n<Query>: {query}\n<Document>: {document}"

@@ -1,7 +1,8 @@
-"""What a model's folder says beyond the encoder: modules.json and the files that it names, in
-sentence-transformers' format, and what is assumed where they are missing.
+"""What a model's folder says beyond the encoder: modules.json and the files that it names.
 
-What this package does not compute (another pooling, a dense layer) is refused. folder.py lists every file."""
+The format is sentence-transformers'. What this package does not compute (another pooling, a dense layer) is
+refused; what is assumed where files are missing is said in one warning. folder.py lists every file.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ USE_EMBEDDER = "use qwen3np.Embedder (qwen3np embed, qwen3np similarity)"
 
 @dataclass(frozen=True)
 class Modules:
-    """What the side files of an embedding model say. Absent files leave the defaults."""
+    """What the side files of an embedding model say; absent files leave the defaults."""
 
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
@@ -39,12 +40,14 @@ class Modules:
     truncate_dim: int | None = None
     normalizes: bool = True  # without a Normalize module vectors are as they were pooled
     transformer: TransformerConfig = TransformerConfig()
-    path: str = ""  # of the Transformer in the folder
+    path: str = ""  # the Transformer's, in the folder
 
 
 def load_modules(folder: Path) -> Modules:
-    """Read and check the side files. Raises CheckpointError naming the file and the value it cannot
-    honour."""
+    """Read and check the side files of an embedding model.
+
+    Raises CheckpointError that names the file and the value that is not supported.
+    """
     modules = folder / "modules.json"
     normalizes, path = True, ""
     if modules.is_file():
@@ -70,7 +73,7 @@ def load_modules(folder: Path) -> Modules:
     kind = settings.get("model_type") or "SentenceTransformer"
     if kind != "SentenceTransformer":
         cure = f": {USE_RERANKER}" if kind == "CrossEncoder" else ""
-        raise CheckpointError(f"{where}: model_type = {kind!r} is no embedding model{cure}")
+        raise CheckpointError(f"{where}: model_type = {kind!r} is not an embedding model{cure}")
     prompts = _prompts(where, settings)
     similarity = settings.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:
@@ -93,18 +96,21 @@ def load_modules(folder: Path) -> Modules:
 
 @dataclass(frozen=True)
 class RerankerModules:
-    """What the side files of a reranker say. Absent files leave the defaults."""
+    """What the side files of a reranker say; absent files leave the defaults."""
 
     answers: tuple[int, int] | None = None  # token ids of "yes" and "no"
     instruction: str | None = None
     transformer: TransformerConfig = TransformerConfig()
     path: str = ""
-    is_listed: bool = False  # by modules.json
+    is_listed: bool = False  # whether there is a modules.json
 
 
 def load_reranker_modules(folder: Path) -> RerankerModules:
-    """The same for a reranker. Copies older than the sentence-transformers files have none; a sequence
-    classifier has no 1_LogitScore. Raises CheckpointError for an embedding model."""
+    """Read and check the side files of a reranker.
+
+    Copies older than the sentence-transformers files have none; a sequence classifier has no 1_LogitScore.
+    Raises CheckpointError for an embedding model.
+    """
     settings, where = load_object(folder / SETTINGS), folder / SETTINGS
     kind = settings.get("model_type")
     modules = folder / "modules.json"
@@ -124,7 +130,7 @@ def load_reranker_modules(folder: Path) -> RerankerModules:
         if len(kinds) == 2:
             answers = _answers(folder / _path(modules, entries[1], "1_LogitScore") / "config.json")
     if kind not in (None, "CrossEncoder") and not (kind == "SentenceTransformer" and answers):
-        raise CheckpointError(f"{where}: model_type = {kind!r} is no reranker: {USE_EMBEDDER}")
+        raise CheckpointError(f"{where}: model_type = {kind!r} is not a reranker: {USE_EMBEDDER}")
     prompts = _prompts(where, settings)
     # sentence-transformers reads prompts of its own CrossEncoders alone.
     default = _default_prompt(where, settings, prompts) if kind == "CrossEncoder" else None
@@ -136,8 +142,10 @@ def load_reranker_modules(folder: Path) -> RerankerModules:
 
 
 def published_name(folder: Path, config: Config) -> str:
-    """The published model that the folder is a copy of, or made from: by the Hub id of a snapshot, or else by
-    the sizes in config.json, which tell all six apart; "" for another model."""
+    """Return the published model that the folder is a copy of, or made from; "" for another model.
+
+    It is known by the Hub id of a snapshot, or else by the sizes in config.json, which tell all six apart.
+    """
     name = hub_id(folder)
     if name in model_cards.SIZES.values():
         return name
@@ -147,10 +155,12 @@ def published_name(folder: Path, config: Config) -> str:
 
 
 def is_reranker(folder: Path) -> bool:
-    """Whether the folder holds a reranker rather than an embedding model: by modules.json. Without it (older
-    copies): by a score head, by what published model it is a copy of, or else by what tells the published
-    ones apart: a reranker is saved as a causal model, names "model.*", and its tokenizer appends nothing.
-    Raises CheckpointError for a folder without a model."""
+    """Return whether the folder holds a reranker rather than an embedding model, as modules.json says.
+
+    Without it (older copies) a score head says so, or the published model that it is a copy of, or else what
+    tells the published ones apart: a reranker is saved as a causal model, its names are "model.*", and its
+    tokenizer appends nothing. Raises CheckpointError for a folder without a model.
+    """
     modules = folder / "modules.json"
     if modules.is_file():
         return _is_reranker(_read_modules(modules)[1])
@@ -168,14 +178,15 @@ def is_reranker(folder: Path) -> bool:
 def open_embedder(
     folder: Path, checkpoint: Checkpoint, modules: Modules, escape_special_tokens: bool = False
 ) -> tuple[EmbeddingTokenizer, Modules]:
-    """The tokenizer of an embedding model, and its side files with what is assumed where they are missing;
-    one warning says what that is. Raises CheckpointError for a reranker.
+    """Return the tokenizer of an embedding model, and its side files with what is assumed.
 
     Without modules.json sentence-transformers would pool the mean, or of a causal model the last token, of
     texts put into the chat template if the folder has one; without prompts and without normalising. None of
     this is what an embedding model made of Qwen3 was trained for. So its last token is pooled and normalised;
     and where the sizes are those of Qwen3-Embedding, of which folders of config, tokenizer and weights alone
-    are usually plain copies, its published prompts are used."""
+    are usually plain copies, its published prompts are used. One warning says what is assumed. Raises
+    CheckpointError for a reranker.
+    """
     where = checkpoint.transformer_folder
     config = load_tokenizer_config(where)
     name = published_name(folder, checkpoint.config)
@@ -201,7 +212,7 @@ def open_embedder(
     elif not has_settings and name in model_cards.EMBEDDERS:
         modules = replace(modules, prompts=dict(model_cards.PROMPTS))
         assumed.append(f"it has no {SETTINGS}: the published prompts of {name} are used")
-    # What sentence-transformers saves has a __version__; the published file has prompts and similarity alone.
+    # What sentence-transformers saves has a __version__; the published file has only prompts and similarity.
     as_published = not has_settings or load_object(folder / SETTINGS).get("prompts") == model_cards.PROMPTS
     as_published &= "__version__" not in load_object(folder / SETTINGS)
     tokenizer = EmbeddingTokenizer(
@@ -226,9 +237,11 @@ def open_embedder(
 def open_reranker(
     folder: Path, checkpoint: Checkpoint, modules: RerankerModules
 ) -> tuple[RerankerTokenizer, str | None]:
-    """The tokenizer of a reranker, and the instruction that its files give, if they do; one warning where it
-    is a guess that the model reads the model card's conversation. Raises CheckpointError for an embedding
-    model and for a reranker that reads something else."""
+    """Return the tokenizer of a reranker, and the instruction in its files, if there is one.
+
+    One warning says where it is a guess that the model reads the model card's conversation. Raises
+    CheckpointError for an embedding model, and for a reranker that reads another conversation.
+    """
     where, name = checkpoint.transformer_folder, published_name(folder, checkpoint.config)
     is_classifier = "score.weight" in checkpoint.tensors
     if modules.is_listed and is_classifier == (modules.answers is not None):
@@ -260,8 +273,8 @@ def open_reranker(
     elif name not in model_cards.RERANKERS:
         logger.warning(
             "%s: assumed: it has no chat template for a query and a document, and pairs are put into the "
-            "conversation of Qwen3-Reranker's model card; if it was trained on another, or is no reranker, "
-            "its scores mean nothing",
+            "conversation of Qwen3-Reranker's model card; if it was trained on another, or is not a "
+            "reranker, its scores mean nothing",
             folder,
         )
     tokenizer = RerankerTokenizer(
@@ -279,8 +292,11 @@ def open_reranker(
 
 
 def max_seq_length_of(transformer: TransformerConfig, folder: Path, config: Config) -> int:
-    """As sentence-transformers has it: that of sentence_bert_config.json as it is, else the smaller of
-    tokenizer_config.json's model_max_length and max_position_embeddings."""
+    """Return the longest text in tokens, as sentence-transformers has it.
+
+    That is sentence_bert_config.json's, else the smaller of tokenizer_config.json's
+    model_max_length and max_position_embeddings.
+    """
     if transformer.max_seq_length is not None:
         return transformer.max_seq_length
     longest = load_tokenizer_config(folder).model_max_length
@@ -292,7 +308,7 @@ def _is_reranker(kinds: list[str]) -> bool:
 
 
 def _read_modules(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The modules, and the last part of each one's type."""
+    """Return the modules, and the last part of each one's type."""
     entries = load_json(path)
     if not isinstance(entries, list) or not all(
         isinstance(e, dict) and isinstance(e.get("type"), str) for e in entries
@@ -305,10 +321,10 @@ def _read_modules(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _path(modules: Path, entry: Mapping[str, Any], default: str) -> str:
-    """The module's folder in the model's."""
+    """Return the module's folder, as a path in the model's."""
     path = entry.get("path", default)
     if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
-        raise CheckpointError(f"{modules}: path = {path!r} is no folder inside the model's")
+        raise CheckpointError(f"{modules}: path = {path!r} is not a folder inside the model's")
     return path
 
 
@@ -329,6 +345,7 @@ def _default_prompt(where: Path, settings: Mapping[str, Any], prompts: Mapping[s
 
 
 def _answers(path: Path) -> tuple[int, int]:
+    """Return the token ids of "yes" and "no" in 1_LogitScore/config.json."""
     score = load_object(path)
     ids = score.get("true_token_id"), score.get("false_token_id")
     if not all(type(i) is int and i >= 0 for i in ids) or ids[0] == ids[1]:
@@ -341,8 +358,10 @@ def _answers(path: Path) -> tuple[int, int]:
 
 
 def _check_pooling(path: Path, hidden_size: Any) -> None:
-    """Only the last token is pooled, prompt included. Both spellings of the mode: a flag each, or one
-    name, which goes before the flags."""
+    """Raise CheckpointError unless only the last token is pooled, prompt included.
+
+    There are two spellings of the mode: a flag per mode, or one name, which overrides the flags.
+    """
     pooling = load_object(path)
     flags = {
         key.removeprefix("pooling_mode_")

@@ -1,8 +1,8 @@
 """Whatever holds texts -> a list of str; whatever holds pairs of them -> a list of tuples.
 
 Lists, generators, NumPy arrays, pandas and polars Series, Arrow arrays and columns of `datasets` are told by
-what they can do: none of those libraries is imported. What would give the names of columns, or an order by
-chance, is refused with what to give instead.
+what they can do: none of those libraries is imported. What would give the names of columns, or an arbitrary
+order, is refused with what to give instead.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ MISSING = 'is a missing value: leave it out or put a text in its place (pandas: 
 
 
 def as_texts(inputs: Any, name: str = "inputs") -> tuple[list[str], bool]:
-    """The texts, and whether it was one text and no list: a str, {"text": str}, an array without
-    dimensions.
+    """Return the texts as a list, and whether the input was one text: a str, {"text": str}, a 0-d array.
 
-    name: what the caller's argument is called. Raises TypeError for what holds no texts, with the index of
-    the first that is none; ValueError for one that is not valid Unicode."""
+    Args:
+        inputs: What holds the texts.
+        name: What errors call the argument.
+
+    Raises:
+        TypeError: `inputs` holds no texts, or an element is not one; the message has its index.
+        ValueError: A text is not valid Unicode.
+    """
     one = _unwrapped(inputs)
     if isinstance(one, str):
         return [_checked("the text", one)], True
@@ -32,13 +37,15 @@ def as_texts(inputs: Any, name: str = "inputs") -> tuple[list[str], bool]:
 
 
 def iterate_texts(inputs: Any, name: str = "inputs") -> Iterator[str]:
-    """The same of a list, one after the other. What is no list is an error at once."""
+    """Yield the texts one after the other; what does not hold texts is an error at once."""
     return _texts(_iterable(inputs, name, "a str or a list of them", _one_column), inputs)
 
 
 def as_pairs(inputs: Any) -> tuple[list[Pair], bool]:
-    """(query, document) of each pair, and whether it was one pair and no list: a list, a tuple or a row of
-    two texts. Raises as `as_texts` does."""
+    """Return (query, document) of each pair, and whether the input was one pair.
+
+    One pair is a list, a tuple or a row of two texts. Raises as `as_texts` does.
+    """
     if isinstance(inputs, (list, tuple, np.ndarray)) and _is_pair_of_texts(inputs):
         return [_pair(0, inputs)], True
     expected = "pairs of a query and a document"
@@ -49,7 +56,7 @@ def as_pairs(inputs: Any) -> tuple[list[Pair], bool]:
 
 
 def shown(value: Any) -> str:
-    """Its type and its beginning."""
+    """Return a value's type and the beginning of its repr."""
     text = " ".join(repr(value).split())
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
@@ -64,7 +71,7 @@ def _texts(elements: Iterator[Any], inputs: Any) -> Iterator[str]:
 
 
 def _checked(where: str, text: Any) -> str:
-    """Raises TypeError for what is no str and ValueError for what is not valid Unicode."""
+    """Return the text; raise TypeError for what is not a str, ValueError for what is not valid Unicode."""
     if not isinstance(text, str):
         raise TypeError(f"{where} is {_cure_of_element(text)}")
     check_unicode(where, text)
@@ -72,8 +79,8 @@ def _checked(where: str, text: Any) -> str:
 
 
 def check_unicode(where: str, text: str) -> None:
-    """Raises ValueError for a text that is not valid Unicode."""
-    if text.isascii():  # known of a str, where encoding it copies it
+    """Raise ValueError for a text that is not valid Unicode."""
+    if text.isascii():  # a str knows it; encoding makes a copy
         return
     try:
         text.encode()
@@ -96,7 +103,7 @@ def _cure_of_element(value: Any) -> str:
 
 
 def _iterable(inputs: Any, name: str, expected: str, columns_cure: Any) -> Iterator[Any]:
-    """Raises TypeError for what iterates over something else than its texts."""
+    """Return an iterator over what `inputs` holds; raise TypeError where that is not its texts."""
     columns = _columns(inputs)
     if columns is not None:
         kind = f"{type(inputs).__module__.partition('.')[0]} {type(inputs).__name__}"
@@ -127,7 +134,7 @@ def _cure_of_container(inputs: Any, name: str) -> str:
 
 
 def _columns(inputs: Any) -> list[Any] | None:
-    """Names of the columns of a table of any library."""
+    """Return the names of the columns of a table of any library, None for what is not a table."""
     if hasattr(type(inputs), "column_names"):  # Arrow tables, datasets
         return list(inputs.column_names or [])
     if hasattr(type(inputs), "collect_schema"):  # polars; a LazyFrame's columns would warn
@@ -138,7 +145,7 @@ def _columns(inputs: Any) -> list[Any] | None:
 
 
 def _likely(columns: Iterable[Any]) -> Any:
-    """The column that is most likely meant."""
+    """Return the column that is most likely meant."""
     names = list(columns) or ["text"]
     return next((name for name in ("text", "document", "content", "body") if name in names), names[0])
 
@@ -158,8 +165,7 @@ def _two_columns(name: str, columns: list[Any], inputs: Any) -> str:
 
 
 def _unwrapped(value: Any) -> Any:
-    """Of an Arrow scalar, an array without dimensions, and sentence-transformers' {"text": ...}, what they
-    hold."""
+    """Return what an Arrow scalar, a 0-d array, or sentence-transformers' {"text": ...} holds."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict) and list(value) == ["text"]:
@@ -181,7 +187,7 @@ def _pair(i: int, value: Any) -> Pair:
     pair = value.as_py() if hasattr(value, "as_py") else value
     pair = pair.to_list() if hasattr(pair, "to_list") else pair  # a row of a Series
     if not isinstance(pair, (tuple, list, np.ndarray)) or len(pair) != 2:
-        raise TypeError(f"input {i} is no pair of a query and a document: {shown(value)}")
+        raise TypeError(f"input {i} is not a pair of a query and a document: {shown(value)}")
     query, document = (
         _checked(f"the {what} of pair {i}", _unwrapped(text))
         for what, text in zip(("query", "document"), pair, strict=True)

@@ -1,5 +1,7 @@
-"""Text -> token ids, on the `tokenizers` library: NFC, a split regex, byte-level BPE, all as
-tokenizer.json says."""
+"""Text -> token ids, on the `tokenizers` library: NFC, a split regex and byte-level BPE.
+
+All is as tokenizer.json says.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from .tokenizer_config import FLAGS, TokenizerConfig
 logger = logging.getLogger("qwen3np")
 
 END_OF_TEXT = "<|endoftext|>"
-CUT = "%d of %d %s cut to %s = %d tokens (the longest had %s)"
-BATCH = 1 << 18  # characters that are tokenised at a time: the library's results take 100 bytes a token
+TRUNCATED = "%d of %d %s cut to %s = %d tokens (the longest had %s)"
+BATCH = 1 << 18  # characters tokenised at a time: the library's results take 100 bytes per token
 
 # What transformers' Qwen2Tokenizer is made of, whatever tokenizer.json says.
 PRE_TOKENIZER = {
@@ -39,8 +41,10 @@ BPE_OPTIONS = (
 
 
 class Leading(NamedTuple):
-    """The first token ids of a text; its tokens in all, or where it is not `whole` those that were counted
-    of more."""
+    """The first token ids of a text.
+
+    `length` counts its tokens; where it was not tokenised to its end (`whole`), only those up to there.
+    """
 
     ids: list[int]
     length: int
@@ -48,34 +52,39 @@ class Leading(NamedTuple):
 
 
 @dataclass
-class Cut:
-    """Counts the texts of a call that have more than `most` tokens, for one warning.
+class TruncationCount:
+    """Counts the truncated texts of a call, for one warning.
 
-    what: "texts". limit: the name of the argument that cuts them.
+    Args:
+        what: What the warning calls the texts: "texts" or "pairs".
+        limit: The name of the argument that truncates them.
+        most: Its value, in tokens.
     """
 
     what: str
     limit: str
     most: int
     texts: int = 0
-    cut: int = 0
+    truncated: int = 0
     longest: int = 0
-    whole: bool = True  # each of them was tokenised to its end
+    whole: bool = True  # whether each of them was tokenised to its end
 
     def add(self, length: int, whole: bool) -> None:
+        """Count a text of so many tokens."""
         self.texts += 1
-        self.cut += length > self.most
+        self.truncated += length > self.most
         self.longest = max(self.longest, length)
         self.whole &= whole
 
     def warn(self) -> None:
-        if self.cut:
+        """Log the warning, if texts were truncated."""
+        if self.truncated:
             longest = f"{'' if self.whole else 'at least '}{self.longest}"
-            logger.warning(CUT, self.cut, self.texts, self.what, self.limit, self.most, longest)
+            logger.warning(TRUNCATED, self.truncated, self.texts, self.what, self.limit, self.most, longest)
 
 
 def batches(texts: Iterable[str], characters: int = BATCH) -> Iterator[list[str]]:
-    """The texts in order, in lists that are closed once they have so many characters."""
+    """Yield the texts in order, in lists that end once they have so many characters."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -89,11 +98,13 @@ def batches(texts: Iterable[str], characters: int = BATCH) -> Iterator[list[str]
 
 
 class Tokenizer:
-    """tokenizer.json, of a model with `vocab_size` rows, with the settings of the files beside it.
+    """tokenizer.json, with the settings of the files beside it.
 
     Args:
-        config: those of tokenizer_config.json.
-        lower_case: texts are put in lower case first (sentence-transformers' do_lower_case).
+        path: The path of tokenizer.json.
+        vocab_size: The number of rows of the model's embedding.
+        config: The settings of tokenizer_config.json.
+        lower_case: Put texts in lower case first (sentence-transformers' do_lower_case).
     """
 
     def __init__(
@@ -138,16 +149,20 @@ class Tokenizer:
 
     @property
     def added(self) -> list[int]:
-        """Ids that stand around every text."""
+        """The ids that stand around every text."""
         return self.before + self.after
 
     def token_id(self, token: str) -> int | None:
+        """Return the id of a token, or None."""
         return self._tokenizer.token_to_id(token)
 
     def ids(self, texts: Sequence[str], escape_special_tokens: bool = False) -> list[list[int]]:
-        """Token ids of each text and nothing else. With escape_special_tokens "<|im_end|>" and its like are
-        text: none of the ids is that of a special or added token. Raises TypeError for a text that is no str
-        and ValueError for one that is not valid Unicode, with its index."""
+        """Return the token ids of each text and nothing else.
+
+        With escape_special_tokens "<|im_end|>" and its like are plain text: none of the ids is that of a
+        special or added token. Raises TypeError for a text that is not a str and ValueError for one that is
+        not valid Unicode, with its index.
+        """
         for i, text in enumerate(texts):
             _check_text(f"text {i}", text)
         return [leading.ids for leading in self.leading(texts, sys.maxsize, escape_special_tokens)]
@@ -155,8 +170,10 @@ class Tokenizer:
     def leading(
         self, texts: Sequence[str], most: int, escape_special_tokens: bool = False
     ) -> Iterator[Leading]:
-        """The first `most` token ids of each text: those of the whole text, of which no more is tokenised
-        than they need."""
+        """Yield the first `most` token ids of each text, tokenising no more of it than they need.
+
+        They are those of the whole text.
+        """
         tokenizer, pieces = self._escaping if escape_special_tokens else self._as_it_is
         for batch in batches(texts):
             short = iter(_encode_batch(tokenizer, [text for text in batch if len(text) <= PIECE]))
@@ -168,19 +185,22 @@ class Tokenizer:
                     yield Leading(ids[:most], len(ids), True)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Return the text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def cut(self, ids: list[int], length: int) -> list[int]:
-        """At most `length` of them, on the side that truncation_side leaves."""
+    def truncate(self, ids: list[int], length: int) -> list[int]:
+        """Return at most `length` of the ids, from the side that truncation_side keeps."""
         length = max(length, 0)
         if self.truncation_side == "left":
             return ids[max(len(ids) - length, 0) :]
         return ids[:length]
 
     def _without_added_tokens(self) -> tokenizers.Tokenizer:
-        """The same vocabulary, shared, for which "<think>" is text as any other. encode_special_tokens=True
-        of the library would do so for the special tokens alone, and "<think>" is none."""
+        """Return a tokenizer with the same vocabulary, shared, that takes "<think>" for plain text.
+
+        The library's encode_special_tokens=True would do so for the special tokens only, and "<think>"
+        is not one.
+        """
         plain = tokenizers.Tokenizer(self._tokenizer.model)
         plain.normalizer, plain.pre_tokenizer = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
         return plain
@@ -191,6 +211,7 @@ class Tokenizer:
         return plain, Pieces(plain)
 
     def _check_pieces(self, config: TokenizerConfig) -> None:
+        """Raise CheckpointError where transformers would replace a part of tokenizer.json."""
         model = self._tokenizer.model
         if dropout := getattr(model, "dropout", None):
             raise CheckpointError(f"{self._path}: model.dropout = {dropout} makes ids random; set it to null")
@@ -210,8 +231,11 @@ class Tokenizer:
                 )
 
     def _add_tokens(self, config: TokenizerConfig, vocab_size: int) -> None:
-        """Qwen2Tokenizer takes the added tokens from added_tokens_decoder, if there is one, and not from
-        tokenizer.json; the other classes add them to those of tokenizer.json."""
+        """Add the tokens that the files beside tokenizer.json name.
+
+        Qwen2Tokenizer takes the added tokens from added_tokens_decoder, if there is one, and not from
+        tokenizer.json; the other classes add them to those of tokenizer.json.
+        """
         if config.is_complete and config.is_qwen:
             file, self._tokenizer = self._tokenizer, self._without_added_tokens()
             self._tokenizer.decoder, self._tokenizer.post_processor = file.decoder, file.post_processor
@@ -240,7 +264,7 @@ class Tokenizer:
             known[token.content] = i, added
             if i < vocab_size:
                 self._tokenizer.add_tokens([added])
-            else:  # an error in transformers, once a text has it
+            else:  # in transformers an error, once a text has it
                 logger.debug("%s: %s has no row in the weights: it is text", config.path, token.content)
         if config.is_qwen:  # adds special tokens once more, without flags such as lstrip
             special = [token.content for token in config.tokens if token.id is None]
@@ -248,7 +272,7 @@ class Tokenizer:
             self._tokenizer.add_tokens(plain)
 
     def _around(self) -> tuple[list[int], list[int]]:
-        """The ids that the file's post-processor puts before and behind a text."""
+        """Return the ids that the file's post-processor puts before and after a text."""
         probe = "a"
         inner = self._tokenizer.encode(probe, add_special_tokens=False).ids
         whole = self._tokenizer.encode(probe).ids
@@ -256,18 +280,24 @@ class Tokenizer:
             before, after = whole[:i], whole[i + len(inner) :]
             if whole[i : i + len(inner)] == inner and self._tokenizer.encode("").ids == before + after:
                 return before, after
-        raise CheckpointError(f"{self._path}: its post_processor does more than to put tokens around a text")
+        raise CheckpointError(f"{self._path}: its post_processor does more than put tokens around a text")
 
 
 class EmbeddingTokenizer(Tokenizer):
-    """The tokenizer of an embedding model. The state of a text's last token becomes the vector: the published
-    models' tokenizer.json ends every text with `<|endoftext|>` for it (tokenizer_config.json's eos,
-    `<|im_end|>`, is not the token that is meant); another file's with what it appends, or with nothing.
+    """The tokenizer of an embedding model.
+
+    The state of a text's last token becomes the vector. The published models' tokenizer.json ends every text
+    with `<|endoftext|>` for it (tokenizer_config.json's eos, `<|im_end|>`, is not meant); another file may
+    append another token, or nothing.
 
     Args:
-        appends_end: `<|endoftext|>` ends every text where the file appends nothing. So it has to be with
-        copies of the published models from before June 2025: without it similarities move by up to 0.1.
-        escape_special_tokens: special tokens in texts and prompts are text.
+        path: The path of tokenizer.json.
+        vocab_size: As for Tokenizer.
+        config: As for Tokenizer.
+        lower_case: As for Tokenizer.
+        appends_end: End every text with `<|endoftext|>` where the file appends nothing. Copies of the
+            published models from before June 2025 need it: without it similarities move by up to 0.1.
+        escape_special_tokens: Treat special tokens in texts and prompts as plain text.
     """
 
     def __init__(
@@ -295,21 +325,28 @@ class EmbeddingTokenizer(Tokenizer):
         return self.after[-1] if self.after else None
 
     def encode(
-        self, texts: Sequence[str], max_length: int, prompt: str = "", cut: Cut | None = None
+        self, texts: Sequence[str], max_length: int, prompt: str = "", counter: TruncationCount | None = None
     ) -> list[list[int]]:
-        """Token ids of prompt + text, one string, between those that the tokenizer puts around a text; at
-        most `max_length` ids in all.
+        """Return the token ids of prompt + text, as one string, with what stands around every text.
 
         The prompt is not tokenised apart: "Query:" and "What" share the token ":What". A text that is too
-        long loses its end (or its beginning, if truncation_side says so), never the appended token, and one
-        warning a call says how many were cut; with `cut` they are counted there instead. Raises TypeError for
-        a text that is no str, ValueError for one that is not valid Unicode, and for an empty one where the
-        tokenizer appends nothing, with its index.
+        long loses its end (or its beginning, if truncation_side says so), never the appended token.
+
+        Args:
+            texts: The texts.
+            max_length: Most ids per text, all included.
+            prompt: What is put before each text.
+            counter: Counts the truncated texts. Default: one warning per call says how many there were.
+
+        Raises:
+            TypeError: A text is not a str.
+            ValueError: A text is not valid Unicode, or is empty where the tokenizer appends nothing; the
+                message has its index.
         """
         check_unicode("the prompt", prompt)
         for i, text in enumerate(texts):
             _check_text(f"text {i}", text)
-        count = cut or Cut("texts", "max_seq_length", max_length)
+        count = counter or TruncationCount("texts", "max_seq_length", max_length)
         around = len(self.added)
         room = max(max_length - around, 0)
         needed = sys.maxsize if self.truncation_side == "left" else room
@@ -317,21 +354,23 @@ class EmbeddingTokenizer(Tokenizer):
         leading = self.leading([prompt + text for text in texts], needed, self.escape_special_tokens)
         for inner, length, whole in leading:
             count.add(length + around, whole)
-            ids = self.before + self.cut(inner, room) + self.after
+            ids = self.before + self.truncate(inner, room) + self.after
             if not ids:
                 raise ValueError(
                     f"text {count.texts - 1} is empty, and this model's tokenizer appends no token whose "
                     "state could become the vector: leave it out"
                 )
             encoded.append(ids)
-        if cut is None:
+        if counter is None:
             count.warn()
         return encoded
 
 
 class RerankerTokenizer(Tokenizer):
-    """The tokenizer of a reranker: a query and a document in the model's conversation. Source: model card of
-    Qwen3-Reranker, whose texts these are."""
+    """The tokenizer of a reranker: a query and a document in the model's conversation.
+
+    Its words are those of Qwen3-Reranker's model card.
+    """
 
     SYSTEM = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
@@ -369,27 +408,37 @@ class RerankerTokenizer(Tokenizer):
         instruction: str,
         max_length: int,
         escape_special_tokens: bool = False,
-        cut: Cut | None = None,
+        counter: TruncationCount | None = None,
     ) -> list[list[int]]:
-        """Token ids of each (query, document): system + body + answer, `max_length` at the most.
+        """Return the token ids of each (query, document): system + body + answer.
 
-        The body is tokenised as one string. What is too long is its end: the document's, and only when the
-        query alone is too long, the query's; the system's part and the answer's are never cut. One warning a
-        call says how many were; with `cut` they are counted there instead. With escape_special_tokens the
-        body's special tokens are text, so that no document can close the conversation and answer itself.
-        Raises TypeError for what is no str, ValueError for what is not valid Unicode."""
+        The body is tokenised as one string. What is too long loses the body's end: the document's, and only
+        when the query alone is too long, the query's. The system's and the answer's part are never truncated.
+
+        Args:
+            pairs: The (query, document) pairs.
+            instruction: What makes a document a good one.
+            max_length: Most ids per pair, all included.
+            escape_special_tokens: Treat the body's special tokens as plain text, so that no document can
+                close the conversation and answer itself.
+            counter: Counts the truncated pairs. Default: one warning per call says how many there were.
+
+        Raises:
+            TypeError: A query or document is not a str.
+            ValueError: One is not valid Unicode; the message has the pair's index.
+        """
         for i, (query, document) in enumerate(pairs):
             _check_text(f"the query of pair {i}", query)
             _check_text(f"the document of pair {i}", document)
         check_unicode("the instruction", instruction)
         bodies = [self.BODY.format(instruction=instruction, query=q, document=d) for q, d in pairs]
         around = len(self.system) + len(self.answer)
-        count = cut or Cut("pairs", "max_length", max_length)
+        count = counter or TruncationCount("pairs", "max_length", max_length)
         encoded = []
         for ids, length, whole in self.leading(bodies, max_length - around, escape_special_tokens):
             count.add(length + around, whole)
             encoded.append(self.system + ids + self.answer)
-        if cut is None:
+        if counter is None:
             count.warn()
         return encoded
 
@@ -399,6 +448,7 @@ def _encode_batch(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> list[lis
 
 
 def _leading_of_pieces(pieces: Pieces, text: str, most: int) -> Leading:
+    """Return the first `most` token ids of a long text, tokenised piece by piece."""
     ids: list[int] = []
     read = 0
     for piece in pieces(text):
@@ -410,13 +460,14 @@ def _leading_of_pieces(pieces: Pieces, text: str, most: int) -> Leading:
 
 
 def _check_text(what: str, text: object) -> None:
+    """Raise TypeError for what is not a str, ValueError for what is not valid Unicode."""
     if not isinstance(text, str):
         raise TypeError(f"{what} is {type(text).__name__}, expected str")
     check_unicode(what, text)
 
 
 def _piece(piece: Any) -> Any:
-    """A normaliser or pre-tokenizer without what only moves offsets."""
+    """Return a normaliser or pre-tokenizer without what only moves offsets."""
     value = state_of(piece)
     if value is not None:
         for inner in [value, *value.get("pretokenizers", [])]:

@@ -1,5 +1,7 @@
-"""What stands beside tokenizer.json: tokenizer_config.json, special_tokens_map.json, added_tokens.json and
-the chat template, as transformers 5 reads them for a Qwen3 model."""
+"""The files beside tokenizer.json, as transformers 5 reads them for a Qwen3 model.
+
+They are tokenizer_config.json, special_tokens_map.json, added_tokens.json and the chat template.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,9 @@ class Token:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The settings of a folder's tokenizer. Absent files leave the defaults."""
+    """The settings of a folder's tokenizer; absent files leave the defaults."""
 
-    is_qwen: bool = True  # by its class
+    is_qwen: bool = True  # whether its class is Qwen's
     tokens: tuple[Token, ...] = ()  # to be searched for, besides tokenizer.json's own
     is_complete: bool = False  # `tokens` lists those of tokenizer.json too
     truncation_side: str | None = None
@@ -54,7 +56,7 @@ class TokenizerConfig:
 
 
 def load_tokenizer_config(folder: Path) -> TokenizerConfig:
-    """Read and check the files. Raises CheckpointError naming the file and the value it cannot honour."""
+    """Read and check the files; errors name the file and the value that is not supported."""
     path = folder / "tokenizer_config.json"
     raw = load_object(path)
     for key, allowed in SUPPORTED.items():
@@ -87,8 +89,11 @@ def load_tokenizer_config(folder: Path) -> TokenizerConfig:
 
 
 def _tokens(folder: Path, raw: Mapping[str, Any]) -> Iterator[Token]:
-    """Of added_tokens_decoder or else added_tokens.json, by their ids; then the named ones ("pad_token"),
-    then the unnamed ones. special_tokens_map.json counts where there is no added_tokens_decoder."""
+    """Yield the added tokens by their ids, then the named ones ("pad_token"), then the unnamed ones.
+
+    Added tokens are in added_tokens_decoder or else in added_tokens.json. special_tokens_map.json counts
+    where there is no added_tokens_decoder.
+    """
     settings = dict(raw)
     added: dict[str, Any] = {}
     if "added_tokens_decoder" in raw:
@@ -124,7 +129,7 @@ def _is_token(value: Any) -> bool:
 
 def _token(folder: Path, value: Any, number: int | None = None) -> Token:
     if not _is_token(value):
-        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {value!r} is no token")
+        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {value!r} is not a token")
     if isinstance(value, str):
         return Token(value)
     special = number is None or bool(value.get("special", False))
@@ -136,11 +141,11 @@ def _id(folder: Path, value: Any) -> int:
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
-        raise CheckpointError(f"{folder}: {value!r} is no id of an added token") from None
+        raise CheckpointError(f"{folder}: {value!r} is not an id of an added token") from None
 
 
 def _chat_template(folder: Path, raw: Mapping[str, Any]) -> str | None:
-    """That of chat_template.jinja, which goes before that of tokenizer_config.json; of several, "default"."""
+    """Return the template in chat_template.jinja, else in tokenizer_config.json; of several, "default"."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:

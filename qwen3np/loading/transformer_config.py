@@ -9,13 +9,13 @@ from typing import Any
 from ..errors import CheckpointError
 from .config import load_object
 
-# The first of these that is there counts.
+# The first of these files that exists counts.
 NAMES = [
     f"sentence_{name}_config.json"
     for name in "bert roberta distilbert camembert albert xlm-roberta xlnet".split()
 ]
 
-# What changes nothing here, with the values that leave it so; None does in any case.
+# Keys that change nothing here with these values, or with None.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "processing_kwargs": ({},),
     "unpad_inputs": (True, False),
@@ -24,8 +24,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "query_expansion": (),
     "tokenizer_name_or_path": (),
 }
-# Arguments for the parts of transformers, by their newer and their older name; the keys that change no
-# vector.
+# Arguments for the parts of transformers -> their keys that change no vector; and the older names of these.
 ARGUMENTS = {
     "model_kwargs": (
         "dtype",
@@ -48,16 +47,18 @@ METHODS = {
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """What the file says. An absent one leaves the defaults."""
+    """What the file says; an absent one leaves the defaults."""
 
     max_seq_length: int | None = None
     do_lower_case: bool = False
-    uses_messages: bool | None = None  # whether texts go through the chat template, if the file is there
+    uses_messages: bool | None = None  # whether texts go through the chat template; None without the file
 
 
 def load_transformer_config(folder: Path, task: str) -> TransformerConfig:
-    """Read and check the file of a module that does `task`. Raises CheckpointError naming the file and the
-    value it cannot honour."""
+    """Read and check the file of a module that does `task`.
+
+    Raises CheckpointError that names the file and the value that is not supported.
+    """
     path = next((folder / name for name in NAMES if (folder / name).is_file()), folder / NAMES[0])
     if not path.is_file():
         return TransformerConfig()
@@ -69,7 +70,7 @@ def load_transformer_config(folder: Path, task: str) -> TransformerConfig:
         key_now = OLDER.get(key, key)
         if key_now in ARGUMENTS:
             if not isinstance(value, dict):
-                raise CheckpointError(f"{path}: {key} = {value!r} is no object")
+                raise CheckpointError(f"{path}: {key} = {value!r} is not an object")
             more = [name for name in value if name not in (*ARGUMENTS[key_now], "trust_remote_code")]
             if more:
                 raise CheckpointError(f"{path}: {key} with {', '.join(map(repr, more))} is not supported")
@@ -105,7 +106,6 @@ def _uses_messages(path: Path, modalities: Any, task: str) -> bool:
     if "message" in modalities and task == "feature-extraction":
         raise CheckpointError(
             f"{path}: modality_config puts texts into the chat template (message), which is not supported; "
-            "if the model "
-            'was not trained so, remove "message"'
+            'if the model was not trained so, remove "message"'
         )
     return "message" in modalities

@@ -1,4 +1,4 @@
-"""What runs the encoder: the kernels, or the reading copy."""
+"""What runs the encoder: the kernels, or the reference."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from .stages import Stage, reference_stages
 Vectors = NDArray[np.float32]
 
 BACKENDS = ("auto", "numba", "numpy")
-BATCH = 32  # texts of the reading copy at a time: the states of all their tokens are in memory
+REFERENCE_BATCH = 32  # texts that the reference takes at a time: the states of all their tokens are in memory
 
 
 class Backend(Protocol):
     """What runs the encoder. `repr` says which, how exact, and on how many threads.
 
-    name: "numba" or "numpy". isa: its instruction path. arithmetic: what products are made of: "float32",
-    also where the CPU has nothing faster than it, or "high" or "medium". num_threads: 1 for the reading
-    copy, whose threads are NumPy's.
+    Attributes:
+        name: "numba" or "numpy".
+        isa: the instruction path.
+        matmul_precision: the one asked for.
+        arithmetic: the one used: "high", "medium", or "float32", also where the CPU has nothing faster.
+        num_threads: 1 for the reference, whose threads are NumPy's.
     """
 
     name: str
@@ -41,14 +44,16 @@ class Backend(Protocol):
         batch_size: int | None = None,
         progress: Callable[[int], object] = lambda texts: None,
     ) -> Vectors:
-        """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
-        normalised.
+        """Token ids of each text -> the final state of its last token, not normalised.
 
         Args:
             texts: token ids of each text.
             prefix: what these texts begin with, and later calls will too.
-            batch_size: texts computed at a time, at the most.
+            batch_size: the most texts to compute at a time.
             progress: called with the number of texts that were computed since its last call.
+
+        Returns:
+            [len(texts), hidden_size].
         """
 
     def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
@@ -62,8 +67,7 @@ class Backend(Protocol):
 
 
 class NumpyBackend:
-    """The reading copy, reference.py. Its memory is one layer's float32 weights and one head's S x S
-    scores."""
+    """The reference, reference.py. In memory are one layer's float32 weights and one head's S x S scores."""
 
     name, isa, matmul_precision, arithmetic, num_threads = "numpy", "numpy", "highest", "float32", 1
 
@@ -82,7 +86,7 @@ class NumpyBackend:
         progress: Callable[[int], object] = lambda texts: None,
     ) -> Vectors:
         states = np.empty((len(texts), self.config.hidden_size), np.float32)
-        size = min(batch_size or BATCH, BATCH)
+        size = min(batch_size or REFERENCE_BATCH, REFERENCE_BATCH)
         for first in range(0, len(texts), size):
             some = texts[first : first + size]
             states[first : first + size] = [reference.pool(x_TD) for x_TD in self.token_states(some)]
@@ -113,8 +117,7 @@ def make_backend(
     num_threads: int | None,
     reproducible: bool = False,
 ) -> Backend:
-    """The backend by its name: "numpy" is the reading copy; "auto" the fastest this machine can run, the
-    kernels."""
+    """Make the backend of a name: "numpy" is the reference, "auto" the fastest here, the kernels."""
     if backend == "numpy":
         if reproducible:
             raise ValueError(

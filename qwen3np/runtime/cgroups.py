@@ -1,4 +1,4 @@
-"""Linux control groups: those that limit this process, of version 1 and 2 (`man 7 cgroups`)."""
+"""The Linux control groups that limit this process, of version 1 and 2 (`man 7 cgroups`)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Group:
+    """One control group."""
+
     folder: Path
     version: int
 
     def read(self, file: str) -> str:
-        """A file's content, or "" if it is not there."""
+        """Read a file, or "" if it is not there."""
         return read(self.folder / file)
 
     def numbers(self, file: str) -> dict[str, int]:
-        """A file of lines "name number", as memory.stat is."""
+        """Read a file of lines "name number", as memory.stat is."""
         pairs = (line.split() for line in self.read(file).splitlines())
         return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
@@ -31,8 +33,10 @@ def read(path: Path) -> str:
 
 
 def own_groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
-    """This process's group for "cpu" or "memory", then its parents, as far up as they can be seen. Nothing
-    where there are none (other systems than Linux). `root`: where /proc and /sys are found."""
+    """Yield this process's group for "cpu" or "memory", then its parents, as far up as they can be seen.
+
+    On other systems than Linux there are none. `root` is where /proc and /sys are found.
+    """
     for version, controllers, path in _memberships(root):
         for mount_version, options, mount_root, mount_point in _mounts(root):
             if version != mount_version or (version == 1 and controller not in controllers & options):
@@ -51,7 +55,7 @@ def own_groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
 
 
 def _memberships(root: Path) -> Iterator[tuple[int, set[str], str]]:
-    """Version, controllers and path of each line "number:controllers:path" of /proc/self/cgroup."""
+    """Yield version, controllers and path of each line "number:controllers:path" of /proc/self/cgroup."""
     for line in read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -60,8 +64,10 @@ def _memberships(root: Path) -> Iterator[tuple[int, set[str], str]]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[int, set[str], str, str]]:
-    """Version, options, root and mount point of each group tree, from /proc/self/mountinfo: "id parent device
-    root point options optional... - type source options"."""
+    """Yield version, options, root and mount point of each group tree, from /proc/self/mountinfo.
+
+    A line is "id parent device root point options optional... - type source options".
+    """
     for line in read(root / "proc/self/mountinfo").splitlines():
         mount, _, system = line.partition(" - ")
         fields, kind = mount.split(), system.split()
@@ -71,5 +77,5 @@ def _mounts(root: Path) -> Iterator[tuple[int, set[str], str, str]]:
 
 
 def _plain(field: str) -> str:
-    """mountinfo writes a space as \\040."""
+    r"""Undo the escapes of mountinfo, which writes a space as \040."""
     return field.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")

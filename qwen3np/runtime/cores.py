@@ -16,11 +16,17 @@ logger = logging.getLogger("qwen3np")
 
 
 def thread_count(num_threads: int | None = None) -> int:
-    """The number of threads for what the caller asked for; None: the usable cores, or those of them that work
-    best together, as far as the environment allows.
+    """The number of threads to use, at most the usable cores.
 
-    More than the usable cores is lowered to them, with a warning: threads that wait for each other at
-    barriers, on one core, take turns of milliseconds. Raises ValueError for what is no positive integer.
+    More than those is lowered to them, with a warning: threads that wait for each other at barriers, on one
+    core, take turns of milliseconds.
+
+    Args:
+        num_threads: as the caller asked for; default: the usable cores, or those of them that work best
+            together, as far as the environment allows.
+
+    Raises:
+        ValueError: it is not a positive integer.
     """
     usable = usable_cores()
     if num_threads is None:
@@ -33,19 +39,21 @@ def thread_count(num_threads: int | None = None) -> int:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores this process may use: its affinity, and the quotas of its control group and all that are around
-    it (a container's CPU limit). `root`: where /proc and /sys are found."""
+    """Count the cores this process may use. `root` is where /proc and /sys are found.
+
+    Its affinity limits them, and the quotas of its control group and all around it (a container's CPU limit).
+    """
     quotas = [quota for group in own_groups("cpu", root) if (quota := _quota(group)) is not None]
     return max(1, min([len(_affinity()), *(int(quota + 0.5) for quota in quotas)]))
 
 
 def performance_cores(root: Path = Path("/")) -> int | None:
-    """How many of the cores work best on even shares, where they differ; None where they do not, or where the
-    system does not tell.
+    """How many of the cores work best on even shares; None if they are alike, or the system does not tell.
 
     k cores are k times as fast as the slowest of them: beside 6 performance cores, 8 efficiency cores with
     0.4 of their speed are best left out; beside 2, best taken. Threads are not bound to cores: Linux and
-    macOS give busy ones the fastest that are free. Windows does not tell, and all are used."""
+    macOS give busy ones the fastest that are free. Windows does not tell, and all are used.
+    """
     if sys.platform == "darwin":
         return _sysctl("hw.perflevel0.physicalcpu")
     speeds = sorted(_speeds(root), reverse=True)
@@ -54,8 +62,7 @@ def performance_cores(root: Path = Path("/")) -> int | None:
 
 
 def cores_sharing_cache(root: Path = Path("/")) -> int:
-    """Cores of this process that share one's largest cache, the fewest of any; all where the system does not
-    tell."""
+    """The fewest cores of this process that share one's largest cache; all if the system does not tell."""
     cores = _affinity()
     shared = {}
     for cpu in cores:
@@ -66,8 +73,10 @@ def cores_sharing_cache(root: Path = Path("/")) -> int:
 
 
 def _speeds(root: Path) -> list[float]:
-    """Of each core of this process, in any unit: what the system says of ARM's, or the highest frequency.
-    Threads on one core count once; Intel's efficiency cores half, as their multipliers are half as wide."""
+    """The speed of each core of this process, in any unit: its capacity (on ARM), or its highest frequency.
+
+    Threads on one core count once; Intel's efficiency cores half, as their multipliers are half as wide.
+    """
     system = root / "sys/devices"
     efficient = _cpus(read(system / "cpu_atom/cpus"))
     speeds = {}
@@ -82,7 +91,7 @@ def _speeds(root: Path) -> list[float]:
 
 
 def _cpus(listed: str) -> set[int]:
-    """Numbers as /sys lists them: "0-3,8"."""
+    """Parse numbers as /sys lists them: "0-3,8"."""
     ranges = [part.split("-") for part in listed.split(",") if part.replace("-", "").isdecimal()]
     return {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
 
@@ -101,15 +110,19 @@ def _sysctl(name: str) -> int | None:
 
 
 def environment_limits() -> list[int]:
-    """What OMP_NUM_THREADS and NUMBA_NUM_THREADS allow, which Ray, joblib and batch systems set for libraries
-    such as this one. OMP's may be a list, for nested loops: its first counts."""
+    """What OMP_NUM_THREADS and NUMBA_NUM_THREADS allow: Ray, joblib and batch systems set them for libraries.
+
+    OMP's may be a list, for nested loops: its first number counts.
+    """
     texts = [os.environ.get(name, "").split(",")[0] for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")]
     return [int(text) for text in texts if text.strip().isdecimal() and int(text) > 0]
 
 
 def _quota(group: Group) -> float | None:
-    """Cores' worth of time: version 2's cpu.max "quota period", or version 1's two files; None without a
-    limit."""
+    """A group's limit of CPU time, in cores; None without a limit.
+
+    It is in version 2's cpu.max, "quota period", or in version 1's two files.
+    """
     if group.version == 2:
         quota, _, period = group.read("cpu.max").partition(" ")
     else:

@@ -8,16 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# At a time, at the most: what the backend returns of so many texts is 16 MB of 1024 channels.
+# The most to compute at a time: the states of so many texts are 16 MB of 1024 dimensions.
 PART_TEXTS = 4096
 PART_TOKENS = 1 << 20
 
 
 class Distinct:
-    """The texts of a call without repetitions, longest first: texts of a step have like lengths, and one too
-    large for the memory fails at once. In memory an id has 4 bytes.
+    """The texts of a call without repetitions, longest first.
 
-    rows: [texts of the call], each one's number among these.
+    So texts of a micro-batch have like lengths, and one too large for the memory fails at once. An id takes 4
+    bytes.
+
+    Attributes:
+        rows: [texts of the call], each one's number among these.
     """
 
     def __init__(self, texts: Iterable[Sequence[int]]) -> None:
@@ -35,16 +38,16 @@ class Distinct:
         return len(self._ids)
 
     def ids(self, number: int) -> array[int]:
-        """The token ids of a text."""
+        """The token ids of a text, by its number."""
         return array("i", self._ids[number])
 
     def rows_of(self, numbers: range) -> NDArray[np.int64]:
-        """Where in the call the texts of these numbers stand; in the order of their numbers."""
+        """Where in the call the texts of these numbers are, in the order of the numbers."""
         first, last = np.searchsorted(self.rows, (numbers.start, numbers.stop), sorter=self._order)
         return self._order[first:last]
 
     def parts(self) -> Iterator[range]:
-        """All numbers, in ranges that are computed at a time."""
+        """Yield all numbers, in ranges to compute at a time."""
         first = tokens = 0
         for n, ids in enumerate(self._ids):
             tokens += len(ids) // array("i").itemsize

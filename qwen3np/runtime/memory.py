@@ -1,5 +1,7 @@
-"""Whether a model's weights fit into memory, before they are read: a process that takes more than a container
-allows is killed without a word."""
+"""Whether a model's weights fit into memory, found out before they are read.
+
+A process that takes more than a container allows is killed without a word.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,17 @@ from ..loading.checkpoint import Checkpoint
 from .cgroups import Group, own_groups, read
 from .packed_weights import pad
 
-WORK = 128_000_000  # bytes beside the weights: Numba's compiler, the activations of a step
+WORK = 128_000_000  # bytes beside the weights: Numba's compiler, the activations of a micro-batch
 
 
 @contextlib.contextmanager
 def room_for(checkpoint: Checkpoint, bfloat16: bool) -> Iterator[None]:
-    """Around the packing of the weights. Raises MemoryError, before anything is read, if they do not fit into
-    what is available; and the same if the system refuses the memory all the same."""
+    """Guard the packing of the weights, which goes on inside.
+
+    Raises:
+        MemoryError: they do not fit into what is available (nothing has been read then), or the system
+            refuses the memory all the same.
+    """
     need, there = packed_bytes(checkpoint, bfloat16) + WORK, available_bytes()
     if there is not None and need > there:
         raise MemoryError(_message(checkpoint, need, there))
@@ -31,8 +37,10 @@ def room_for(checkpoint: Checkpoint, bfloat16: bool) -> Iterator[None]:
 
 
 def packed_bytes(checkpoint: Checkpoint, bfloat16: bool) -> int:
-    """What weights.pack allocates for the matrices: 2 bytes a weight of bfloat16 checkpoints, else 4, rows
-    and columns padded to 32."""
+    """The bytes that packed_weights.pack allocates for the matrices.
+
+    They are 2 per weight of bfloat16 checkpoints, else 4, with rows and columns padded to 32.
+    """
     c = checkpoint.config
     D, F, NH, KH = (
         pad(size, 32)
@@ -47,9 +55,11 @@ def packed_bytes(checkpoint: Checkpoint, bfloat16: bool) -> int:
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that this process can still take: what the system has free or can free (its caches, its swap),
-    and what the limits of the process, of its control group and of all around that leave; None where the
-    system does not tell. `root`: where /proc and /sys are found."""
+    """The memory that this process can still take; None where the system does not tell.
+
+    That is what the system has free or can free (its caches, its swap), and what the limits of the process,
+    of its control group and of all around that leave. `root` is where /proc and /sys are found.
+    """
     lines = (line.split() for line in read(root / "proc/meminfo").splitlines())
     kilobytes = {
         line[0].rstrip(":"): int(line[1]) for line in lines if len(line) >= 2 and line[1].isdecimal()
@@ -63,7 +73,7 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _process_limits(root: Path) -> list[int]:
-    """What the process's own limits leave (ulimit -v, ulimit -d; batch systems set them)."""
+    """The memory that the process's own limits leave (ulimit -v, ulimit -d; batch systems set them)."""
     limits, status = (read(root / "proc/self" / file).splitlines() for file in ("limits", "status"))
     left = []
     for limit, usage in (("Max address space", "VmSize:"), ("Max data size", "VmData:")):
@@ -75,8 +85,10 @@ def _process_limits(root: Path) -> list[int]:
 
 
 def _left(group: Group, swap: int) -> int | None:
-    """What a group's limit leaves: pages of files are given back when memory is needed. None without a
-    limit."""
+    """The memory that a group's limit leaves; None without a limit.
+
+    Pages of files do not count: they are given back when memory is needed.
+    """
     limit_file, usage_file, total = (
         ("memory.max", "memory.current", "")
         if group.version == 2

@@ -17,7 +17,7 @@ from ..kernels.team import new_team
 from ..loading.checkpoint import Checkpoint
 from .cores import cores_sharing_cache
 from .memory import room_for
-from .micro_batches import STEP_TOKENS, Range, plan
+from .micro_batches import MICRO_BATCH_TOKENS, Range, plan
 from .packed_batch import Ids, Integers, pack_batch, slot_count
 from .packed_weights import is_bfloat16, pack
 from .prefix_cache import CachedPrefix, common_prefix, prefixes_to_compute
@@ -28,7 +28,7 @@ from .workspace import Layout, Workspace
 
 PRECISIONS = ("highest", "high", "medium")
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
-# bfloat16 parts of an activation, key or value on tiles. Pairs have one; 0 stands for float32.
+# bfloat16 parts of an activation, key or value in tiles. Pairs have one; 0 stands for float32.
 PARTS = {"highest": 3, "high": 2, "medium": 1}
 
 
@@ -39,7 +39,7 @@ class NumbaBackend:
         checkpoint: the weights.
         matmul_precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names them.
         num_threads: default: see cores.thread_count.
-        reproducible: the same bits on every CPU, with "highest".
+        reproducible: compute the same bits on every CPU, with "highest".
     """
 
     name = "numba"
@@ -64,7 +64,7 @@ class NumbaBackend:
         self.isa = isa.choose(matmul_precision, bfloat16, reproducible)
         tiles = self.isa in (isa.AMX, isa.AMX_SPELLED_OUT)
         parts = PARTS[matmul_precision] if tiles else 1 if self.isa == isa.AVX512_BF16 else 0
-        # Tiles stream the weights at the memory's speed with 128 tokens of two parts, and hold those in L2.
+        # With tiles, 128 tokens of two parts stream the weights at the memory's speed, and stay in L2.
         block_panels = BLOCK_PANELS // parts // 2 * 2 if tiles else BLOCK_PANELS
         self.config = c = checkpoint.config
         self.arithmetic = matmul_precision if parts and matmul_precision != "highest" else "float32"
@@ -99,17 +99,19 @@ class NumbaBackend:
         batch_size: int | None = None,
         progress: Callable[[int], object] = lambda texts: None,
     ) -> NDArray[np.float32]:
-        """Token ids of each text -> the final state of its last token, [len(texts), hidden_size], not
-        normalised.
+        """Token ids of each text -> the final state of its last token, not normalised.
 
-        Safe to call from several Python threads: one at a time computes. What all texts begin with is
+        It is safe to call from several Python threads: one at a time computes. What all texts begin with is
         computed once, and kept for later calls, which changes no bit.
 
         Args:
             texts: token ids of each text.
-            prefix: is kept in any case, if the texts begin with it.
-            batch_size: texts computed at a time, at the most.
+            prefix: kept in any case, if the texts begin with it.
+            batch_size: the most texts to compute at a time.
             progress: called with the number of texts that were computed since its last call.
+
+        Returns:
+            [len(texts), hidden_size].
         """
         if len(texts) == 0:
             return np.empty((0, self.config.hidden_size), np.float32)
@@ -126,23 +128,23 @@ class NumbaBackend:
             cache.add(entry)
         cached = cache.longest(common_prefix(texts))
 
-        def step(team: Team[Workspace], texts_of: Range) -> None:
+        def micro_batch(team: Team[Workspace], texts_of: Range) -> None:
             first, last = texts_of
             states[first:last] = self._pooled(team, texts[first:last], cached, self._none)
             job.advance(last - first)
 
         for threads, ranges in self._plan([len(ids) for ids in texts], len(cached), most):
-            job.in_teams(threads, step, ranges)
+            job.in_teams(threads, micro_batch, ranges)
         return states
 
-    def _plan(self, lengths: list[int], known: int, most: int | None) -> list[tuple[int, list[Range]]]:
+    def _plan(self, lengths: list[int], cached: int, most: int | None) -> list[tuple[int, list[Range]]]:
         block = 16 * self._layout.block_panels
-        return plan(lengths, known, most, self.num_threads, self._sharing, block)
+        return plan(lengths, cached, most, self.num_threads, self._sharing, block)
 
     def _pooled(
         self, team: Team[Workspace], texts: Sequence[Ids], cached: CachedPrefix, saved: CachedPrefix
     ) -> NDArray[np.float32]:
-        """The states of the last tokens: a view of the work arrays."""
+        """Compute the states of the last tokens: a view of the work arrays."""
         arguments = self._arguments(team, texts, cached, saved)
         team.run(engine.forward, *arguments)
         return self._rows(arguments[3].pooled_x, len(texts))
@@ -158,14 +160,13 @@ class NumbaBackend:
         return self.pool.call(lambda job: [states(job, ids) for ids in texts])
 
     def with_threads(self, num_threads: int) -> NumbaBackend:
-        """A backend of its own on another number of threads, with an empty prefix cache, on the same packed
-        weights."""
+        """Make a backend with its own threads and an empty prefix cache, on the same packed weights."""
         other = copy.copy(self)
         other.pool = Pool(num_threads, partial(Workspace, self._layout, self._none))
         return other
 
     def stages(self, texts: Sequence[Ids]) -> Iterator[Stage]:
-        """The stages of stages.py, every layer computed for every token: `forward` to the bit, and slower."""
+        """Yield the stages of stages.py, every layer for every token: `forward` to the bit, but slower."""
         yield from self.with_threads(self.num_threads)._stages(texts)  # forward may be called between two
 
     def _stages(self, texts: Sequence[Ids]) -> Iterator[Stage]:
@@ -195,7 +196,7 @@ class NumbaBackend:
         yield "pooled", reference.normalize(states[ends - 1])
 
     def _rows(self, panels: NDArray[np.float32], tokens: int) -> NDArray[np.float32]:
-        """[P, D', 16] -> a view [tokens, hidden_size]."""
+        """View panels [P, D', 16] as [tokens, hidden_size]."""
         states = panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])
         return states[:tokens, : self.config.hidden_size]
 
@@ -207,7 +208,7 @@ class NumbaBackend:
         saved: CachedPrefix,
         every_token: bool = False,
     ) -> tuple[Any, ...]:
-        """Those of engine.forward, up to the thread's number: weights, dimensions, batch, work, counters."""
+        """The arguments of engine.forward up to `thread`: weights, dimensions, batch, work, counters."""
         lengths = np.array([len(ids) for ids in texts])
         tables = team.workspace.tables(int(lengths.max()))
         batch = pack_batch(texts, cached, saved, self._embedding_rows, tables, every_token)
@@ -215,13 +216,15 @@ class NumbaBackend:
         return self._weights, self._dims, batch, work, team.counters
 
     def _embedding_rows(self, ids: Integers) -> NDArray[Any]:
-        """Rows of embed_tokens as stored, which engine.embed widens; float16 as float32. Of a long text they
-        are all over the file: its pages, 300 MB of them, are given back as they are read."""
+        """Rows of embed_tokens as stored, which engine.embed widens; float16 as float32.
+
+        Those of a long text are all over the file: its pages, 300 MB, are given back as they are read.
+        """
         stored = self._checkpoint.weights().embed_tokens
-        if len(ids) <= STEP_TOKENS:
+        if len(ids) <= MICRO_BATCH_TOKENS:
             return stored.raw(ids)
         parts = []
-        for first in range(0, len(ids), STEP_TOKENS):
-            parts.append(stored.raw(ids[first : first + STEP_TOKENS]))
+        for first in range(0, len(ids), MICRO_BATCH_TOKENS):
+            parts.append(stored.raw(ids[first : first + MICRO_BATCH_TOKENS]))
             self._checkpoint.release()
         return np.concatenate(parts)

@@ -1,8 +1,9 @@
-"""Texts, packed: one stream of tokens without padding, and where everything of it lies.
+"""Packing: the tokens of several texts behind one another without padding, and where each is.
 
-Text b's own tokens, those behind a cached prefix, are the stream's tokens begins[b] .. ends[b] - 1; its
-keys, the prefix's among them, have slots from first_slots[b] on. A panel is 16 tokens of the stream,
-whosever they are."""
+Text b's own tokens, those behind a cached prefix, are tokens begins[b] .. ends[b] - 1 of the batch; its
+keys, the prefix's among them, have slots from first_slots[b] on. A panel is 16 tokens of the batch, whosever
+they are.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine import Batch, Prefix, Stream
-from ..kernels.kv_layout import AT_ONCE
+from ..engine import Batch, Prefix
+from ..kernels.kv_layout import KV_ALIGN
+from ..kernels.panels import Tokens
 from .packed_weights import pad
 from .prefix_cache import CachedPrefix
 
@@ -30,15 +32,15 @@ def pack_batch(
     tables: Tables,
     every_token: bool = False,
 ) -> Batch:
-    """The batch that engine.forward takes.
+    """Make the packed batch that engine.forward takes.
 
     Args:
         texts: token ids of each.
         cached: what all of them begin with, or the prefix of no tokens.
         saved: gets the keys and values of the first text, if it has tokens.
-        rows_of: token ids -> rows of embed_tokens.
+        rows_of: returns the rows of embed_tokens for token ids.
         tables: of RoPE, for every position there is.
-        every_token: the states of all tokens are asked for, not those of the last.
+        every_token: ask for the states of all tokens, not for those of the last.
     """
     lengths = np.array([len(ids) for ids in texts])
     own = lengths - len(cached)
@@ -46,15 +48,15 @@ def pack_batch(
     begins, first_slots = ends - own, text_slots(lengths)
     positions = len(cached) + np.arange(ends[-1]) - np.repeat(begins, own)
     slots = np.repeat(first_slots, own) + positions
-    nowhere = slot_count(lengths)
+    trash_slot = slot_count(lengths)
     last = ends - 1
-    prefixes = [Prefix(p.keys, p.values, pad(len(p), AT_ONCE), first_slots) for p in (cached, saved)]
+    prefixes = [Prefix(p.keys, p.values, pad(len(p), KV_ALIGN), first_slots) for p in (cached, saved)]
     segments = text_segments(begins, ends, first_slots, len(cached))
     pooled_ones = pooled_segments(lengths, first_slots)
     return Batch(
         rows=rows_of(np.concatenate([np.asarray(ids[len(cached) :], np.int64) for ids in texts])),
-        stream=_stream(slots, nowhere, positions, tables, *segments),
-        pooled=_stream(slots[last], nowhere, lengths - 1, tables, *pooled_ones),
+        tokens=_tokens(slots, trash_slot, positions, tables, *segments),
+        pooled=_tokens(slots[last], trash_slot, lengths - 1, tables, *pooled_ones),
         pooled_at=last[: 0 if every_token else None],
         cached=prefixes[0],
         saved=prefixes[1],
@@ -63,36 +65,44 @@ def pack_batch(
 
 def text_slots(lengths: Integers) -> Integers:
     """Each text's first slot, a multiple of 32."""
-    slots = pad(lengths, AT_ONCE)
+    slots = pad(lengths, KV_ALIGN)
     return np.cumsum(slots) - slots
 
 
 def slot_count(lengths: Integers) -> int:
-    """Slots of all texts; the next is for lanes behind the stream's end."""
-    return int(pad(lengths, AT_ONCE).sum())
+    """The slots of all texts; the next one, the trash slot, is for lanes behind the batch's end."""
+    return int(pad(lengths, KV_ALIGN).sum())
 
 
-def _stream(
-    slots: Integers, nowhere: int, positions: Integers, tables: Tables, panel_of: Integers, segments: Integers
-) -> Stream:
+def _tokens(
+    slots: Integers,
+    trash_slot: int,
+    positions: Integers,
+    tables: Tables,
+    panel_of: Integers,
+    segments: Integers,
+) -> Tokens:
     panels = -(-len(positions) // 16)
     position = np.zeros(panels * 16, np.int64)
     position[: len(positions)] = positions
-    slot = np.full((panels, 16), nowhere, np.float32)  # of lanes behind the end, too
+    slot = np.full((panels, 16), trash_slot, np.float32)
     slot.ravel()[: len(slots)] = slots
 
     def lanes(table: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(table[position].reshape(panels, 16, -1).transpose(0, 2, 1))
 
     starts = np.searchsorted(panel_of, np.arange(panels + 1))
-    return Stream(*map(lanes, tables), slot, starts, segments)
+    cos, sin = map(lanes, tables)
+    return Tokens(cos, sin, slot, starts, segments)
 
 
 def text_segments(
     begins: Integers, ends: Integers, first_slots: Integers, cached: int = 0
 ) -> tuple[Integers, Integers]:
-    """For every panel and every text with tokens in it: the panel, and a row of Stream.segments. `cached`
-    tokens of each text are not in the stream."""
+    """For every panel and every text with tokens in it: the panel, and a row of Tokens.segments.
+
+    The first `cached` tokens of each text are not in the batch.
+    """
     counts = (ends - 1) // 16 - begins // 16 + 1
     text = np.repeat(np.arange(len(begins)), counts)
     panel = begins[text] // 16 + np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -103,6 +113,6 @@ def text_segments(
 
 
 def pooled_segments(lengths: Integers, first_slots: Integers) -> tuple[Integers, Integers]:
-    """The same for the last tokens of the texts, each a lane of its own."""
+    """The same for the last tokens of the texts, each in a lane of its own."""
     i = np.arange(len(lengths))
     return i // 16, np.stack([first_slots, first_slots + lengths, i % 16, i % 16 + 1], axis=1)

@@ -1,5 +1,4 @@
-"""Checkpoint -> the packed arrays that the kernels read, once, layer by layer, without a second copy in
-memory."""
+"""A checkpoint's weights, packed for the kernels: once, layer by layer, without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -20,12 +19,15 @@ from .threads import Job, Pool
 PRIVATE: dict[str, Any] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 )
-FRONT = 64  # bytes before the first weight: the kernels read two bytes in front of a row
+GUARD_BYTES = 64  # in front of the first weight: micro_kernel.one_weight loads the two bytes before a weight
 
 
 class PackedWeights(NamedTuple):
-    """Each matrix [L, N/16, K/2, 16, 2] bfloat16 bits, or [L, N/16, K, 16] float32 (see kernels/matmul.py),
-    or for AMX [L, N/32, K/32, 2, 16, 32] bfloat16 bits (kernels/tiles.py)."""
+    """The weights as the kernels read them.
+
+    A matrix is [L, N/16, K/2, 16, 2] bfloat16 bits, or [L, N/16, K, 16] float32 (kernels/matmul.py), or for
+    AMX [L, N/32, K/32, 2, 16, 32] bfloat16 bits (kernels/amx.py).
+    """
 
     q_proj: NDArray[Any]
     kv_proj: NDArray[Any]  # k_proj's rows, then v_proj's
@@ -39,25 +41,27 @@ class PackedWeights(NamedTuple):
     norm: NDArray[Any]
 
 
-def pad(size: int, multiple: int) -> int:
+def pad(size: Any, multiple: int) -> Any:
+    """Round a number, or an array of them, up to a multiple."""
     return -(-size // multiple) * multiple
 
 
 @entry_point
 def pack_share(source: Any, packed: Any, tile: int, tile_step: int, thread: int, num_threads: int) -> None:
-    """This thread's share of a matrix."""
+    """Pack this thread's share of a matrix."""
     first, last = share((source.shape[0] + 15) // 16, thread, num_threads)
     pack_tiles(source, packed, tile, tile_step, first, last)
 
 
 def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros, aligned, in memory of this process alone, in huge pages where the system gives them.
+    """Allocate zeros, aligned, in memory of this process alone, in huge pages where the system gives them.
 
     At 16 tokens a forward pass touches every page once. mmap's default, shared memory, gets no huge pages,
-    and a forked child would write into its parent's."""
+    and a forked child would write into its parent's.
+    """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
-        memory = mmap.mmap(-1, size + FRONT, **PRIVATE)
+        memory = mmap.mmap(-1, size + GUARD_BYTES, **PRIVATE)
     except OSError as error:
         raise MemoryError(
             f"the system refuses {size / 1e9:.2f} GB of memory ({error.strerror}): give the process more, or "
@@ -68,12 +72,14 @@ def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
             memory.madvise(mmap.MADV_HUGEPAGE)
         except OSError:  # a system without them
             pass
-    return np.frombuffer(memory, np.uint8, size, FRONT).view(dtype).reshape(shape)
+    return np.frombuffer(memory, np.uint8, size, GUARD_BYTES).view(dtype).reshape(shape)
 
 
 def as_uint32(matrix: NDArray[Any]) -> NDArray[np.uint32]:
-    """Rows as 32-bit words: float32 values, or pairs of bfloat16 (the last with a zero, if K is odd).
-    Read-only, as a mapped file is: one type for the kernel."""
+    """View rows as 32-bit words: float32 values, or pairs of bfloat16 (the last with a zero, if K is odd).
+
+    They are read-only, as a mapped file is: one type for the kernel.
+    """
     if matrix.dtype == np.uint16 and matrix.shape[1] % 2:
         matrix = np.pad(matrix, ((0, 0), (0, 1)))
     if matrix.ctypes.data % 4:  # no writer of safetensors leaves data so
@@ -84,14 +90,14 @@ def as_uint32(matrix: NDArray[Any]) -> NDArray[np.uint32]:
 
 
 def is_bfloat16(checkpoint: Checkpoint) -> bool:
-    """Whether all matrices are; the kernels for bfloat16 take no others."""
+    """Tell whether all matrices are bfloat16; the kernels for bfloat16 take no others."""
     return all(t.dtype == "BF16" for name, t in checkpoint.tensors.items() if name.endswith("_proj.weight"))
 
 
 def pack(
     checkpoint: Checkpoint, pool: Pool[Any], progress: Callable[[int], object], tiles: bool = False
 ) -> PackedWeights:
-    """Pack all layers, on all threads, in tiles if asked to; `progress(1)` is called after each."""
+    """Pack all layers, on all threads, for AMX in tiles; `progress(1)` is called after each."""
     c, tensors = checkpoint.config, checkpoint.tensors
     L, D, F, H = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.head_dim
     NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H

@@ -1,7 +1,7 @@
 """The prefix cache: what texts begin with, an instruction above all, is computed once.
 
-In causal attention a token's keys and values depend on the tokens before it alone, and here they are the same
-bits in any company: reusing them changes nothing but the time.
+In causal attention a token's keys and values depend on the tokens before it alone, and here they have the
+same bits in any company: reusing them changes nothing but the time.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-SHORTEST, LONGEST = 8, 512  # tokens of a prefix: 512 of the 0.6B are 117 MB in float32
+MIN_PREFIX, MAX_PREFIX = 8, 512  # tokens of a prefix: 512 of the 0.6B are 117 MB in float32
 CAPACITY = 1024  # tokens in all
 MIN_TOKENS_SAVED = 128  # for which one more pass over the weights is worth its time
 
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Token ids, and their keys and values of every layer [L, ...], laid out as kernels/kv_layout.py says."""
+    """A prefix: its token ids, and its keys and values in every layer."""
 
     ids: tuple[int, ...]
-    keys: NDArray[Any]
+    keys: NDArray[Any]  # [L, ...] as kernels/kv_layout.py says
     values: NDArray[Any]
 
     def __len__(self) -> int:
@@ -37,7 +37,7 @@ class PrefixCache:
         self._entries: list[CachedPrefix] = []  # the least recently used first
 
     def __len__(self) -> int:
-        """Tokens of all entries."""
+        """The tokens of all entries."""
         return sum(map(len, self._entries))
 
     def longest(self, ids: Sequence[int]) -> CachedPrefix:
@@ -52,7 +52,7 @@ class PrefixCache:
         return best
 
     def add(self, entry: CachedPrefix) -> None:
-        """Keep it, and drop the least recently used ones beyond CAPACITY tokens."""
+        """Keep an entry, and drop the least recently used ones beyond CAPACITY tokens."""
         self._entries.append(entry)
         while len(self) > CAPACITY:
             del self._entries[0]
@@ -69,12 +69,15 @@ def common_prefix(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
 def prefixes_to_compute(
     texts: Sequence[Sequence[int]], requested: Sequence[int], cache: PrefixCache
 ) -> Iterator[tuple[int, ...]]:
-    """Prefixes to compute before this batch: `requested`, if all texts begin with it, and their common
-    prefix, if caching it saves at least MIN_TOKENS_SAVED tokens."""
-    common = common_prefix(texts)[:LONGEST]
-    asked = tuple(requested)[:LONGEST]
-    if SHORTEST <= len(asked) and asked == common[: len(asked)] and len(cache.longest(asked)) < len(asked):
+    """Yield the prefixes to compute before this batch.
+
+    They are `requested`, if all texts begin with it, and their common prefix, if caching it saves at least
+    MIN_TOKENS_SAVED tokens.
+    """
+    common = common_prefix(texts)[:MAX_PREFIX]
+    asked = tuple(requested)[:MAX_PREFIX]
+    if MIN_PREFIX <= len(asked) and asked == common[: len(asked)] and len(cache.longest(asked)) < len(asked):
         yield asked
     more = len(common) - len(cache.longest(common))
-    if len(common) >= SHORTEST and more * (len(texts) - 1) >= MIN_TOKENS_SAVED:
+    if len(common) >= MIN_PREFIX and more * (len(texts) - 1) >= MIN_TOKENS_SAVED:
         yield common

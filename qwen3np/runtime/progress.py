@@ -17,22 +17,26 @@ LONG = 10_000  # characters of text; that takes some seconds
 
 @contextmanager
 def progress_bar(total: int, show: bool | None, unit: str) -> Iterator[Any]:
-    """The bar of encode and predict; with show None it is there when the logger is at INFO or below, as in
-    sentence-transformers."""
+    """Show the bar of encode and predict.
+
+    With show None it is there when the logger is at INFO or below, as in sentence-transformers.
+    """
     show = logger.isEnabledFor(logging.INFO) if show is None else show
     with bar(total=total, desc=unit, disable=not show) as shown, ticking(shown):
         yield shown
 
 
 def bar(**options: Any) -> Any:
-    """A bar of tqdm, with its options; on a terminal alone unless they say otherwise."""
+    """Make a bar of tqdm, with its options; on a terminal alone unless they say otherwise."""
     return _class()(**{"disable": None, **options})
 
 
 @cache
 def _class() -> Any:
-    """tqdm's class for this terminal or notebook, with a lock of its own: a child forked while another
-    thread draws a bar would wait for tqdm's for ever."""
+    """tqdm's class for this terminal or notebook, with a lock of its own.
+
+    A child forked while another thread draws a bar would wait for tqdm's forever.
+    """
     from tqdm.auto import tqdm
 
     class Bar(tqdm):
@@ -68,5 +72,5 @@ def ticking(shown: Any) -> Iterator[None]:
 
 
 def worth_showing(texts: Sequence[str]) -> bool:
-    """A command shows a bar on a terminal, and only of what takes a while."""
+    """Tell whether a command should show a bar: on a terminal, and only of what takes a while."""
     return sys.stderr.isatty() and sum(map(len, texts)) > LONG

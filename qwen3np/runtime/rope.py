@@ -1,9 +1,9 @@
 """The table of RoPE, reference.rope_table, with the same bits on every CPU.
 
-np.cos, np.sin and np.power have code for each kind of CPU and of C library, and their last bits differ. Here
-are sums, products and roundings alone, in float64 and in an order that is written down: IEEE 754 defines
-their bits. In the published models' tables each value is the float32 nearest to the exact one; np.cos is up
-to 1.5 units in the last place off.
+np.cos, np.sin and np.power have code for each kind of CPU and of C library, and their last bits differ.
+Here are sums, products and roundings alone, in float64 and in an order that is written down: IEEE 754
+defines their bits. In the published models' tables each value is the float32 nearest to the exact one;
+np.cos is up to 1.5 units in the last place off.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ Table = NDArray[np.float32]
 
 
 def rope_table(T: int, H: int, theta: float) -> tuple[Table, Table]:
-    """cos and sin of position * theta^(-2i/H): two arrays [T, H/2]. Frequencies and angles are rounded to
-    float32, as in the reading copy."""
+    """cos and sin of position * theta^(-2i/H): two arrays [T, H/2].
+
+    Frequencies and angles are rounded to float32, as in the reference.
+    """
     exponents = np.arange(0, H, 2, dtype=np.float32) / np.float32(H)
     power = Context(prec=30).power
     powers = [float(power(Decimal(theta), Decimal(float(exponent)))) for exponent in exponents]
@@ -40,7 +42,7 @@ def rope_table(T: int, H: int, theta: float) -> tuple[Table, Table]:
 
 
 def cos_sin(angles: Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of float32 angles from 0 to 1.6 million."""
+    """cos and sin of float32 angles from 0 to 1.6 million."""
     x = angles.astype(np.float64)
     quarters = np.rint(x * (2 / np.pi))
     x = (x - quarters * QUARTER_HIGH) - quarters * QUARTER_LOW
@@ -53,7 +55,7 @@ def cos_sin(angles: Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def polynomial(coefficients: list[float], x: NDArray[Any]) -> NDArray[Any]:
-    """Horner's scheme, each product and each sum rounded."""
+    """Evaluate a polynomial by Horner's scheme, each product and each sum rounded."""
     y = np.full_like(x, coefficients[0])
     for c in coefficients[1:]:
         y = y * x + c

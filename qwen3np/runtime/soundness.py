@@ -1,7 +1,7 @@
-"""Results of weights that are no weights: a state that is not finite, or zero, and the tensor that is to
-blame.
+"""Damaged weights, found by their results: a state that is not finite, or zero, and the tensor to blame.
 
-Looking at the results costs nothing; the weights are only looked at, all of them, once a result is bad."""
+Looking at the results costs nothing; the weights are looked at, all of them, only once a result is bad.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +22,17 @@ AT_ONCE = 1 << 24  # values of a tensor looked at at a time: 64 MB as float32
 def check_states(
     states: NDArray[np.float32], texts: Sequence[Sequence[int]], checkpoint: Checkpoint, backend: Backend
 ) -> None:
-    """Raises CheckpointError if a final state [rows, hidden_size] is not finite or zero, naming the tensor or
-    else the layer where that begins. `texts` are the token ids, one a row, or one of all rows."""
+    """Check final states, each of which must be finite and not zero.
+
+    Args:
+        states: [rows, hidden_size].
+        texts: token ids, one text per row, or one of all rows.
+        checkpoint: the weights.
+        backend: computed the states.
+
+    Raises:
+        CheckpointError: one is not; it names the tensor, or else the stage where that begins.
+    """
     squares = np.einsum("ij,ij->i", states, states)
     bad = np.flatnonzero(~((squares > 0) & (squares < np.inf)))
     if len(bad):
@@ -36,7 +45,7 @@ def check_states(
 
 
 def check_rows(rows: NDArray[Any], name: str, folder: Path) -> None:
-    """Raises CheckpointError if a row of a head is not finite or zero: every score would be the same."""
+    """Raise CheckpointError if a row of a head is not finite, or zero: every score would be the same."""
     if not np.isfinite(rows).all() or not rows.any(axis=1).all():
         raise CheckpointError(
             f"{folder}: {name}: holds NaN, infinity or nothing but zeros; download the weights again"
@@ -57,7 +66,7 @@ def _parts(tensor: Tensor) -> Iterator[NDArray[np.float32]]:
 
 
 def _bad_stage(backend: Backend, ids: Sequence[int]) -> str:
-    """The first stage of this text's computation that is not finite or zero."""
+    """Say which stage of this text's computation is the first that is not finite, or zero."""
     for name, values in backend.stages([list(ids)]):
         if not np.isfinite(values).all() or not values.any():
             return f"it is so first behind {name}, though its weights are finite"

@@ -1,11 +1,18 @@
 """A forward pass stopped at each stage, so that two of them can be compared.
 
-A stage is a named array: "embed_tokens", then for each layer i "layers.i.self_attn" and "layers.i.mlp" (what
-the two add to the residual stream) and "layers.i" (the stream after the layer), then "norm": each
-[tokens, hidden_size], the texts one behind the other; "pooled", the unit vectors [texts, hidden_size]; and of
-a reranker "scores", [1, 3 * texts]: the logits of "yes", those of "no", and "yes" - "no", in one row, so that
-an error counts in the largest logit. The names are transformers' module names. A source yields its stages one
-at a time, so that two full-size models can be compared with one layer of each in memory.
+A stage is a named array. The names are transformers' module names:
+
+    embed_tokens          [tokens, hidden_size], the texts one behind the other; so are all up to "norm"
+    layers.i.self_attn    what the attention of layer i adds to the residual stream
+    layers.i.mlp          what its MLP adds
+    layers.i              the residual stream after the layer
+    norm                  the final states
+    pooled                [texts, hidden_size]: the unit vectors
+    scores                [1, 3 * texts], of a reranker: the logits of "yes", those of "no", and "yes" - "no",
+                          in one row, so that an error counts in the largest logit
+
+A source yields its stages one at a time, so that two full-size models can be compared with one layer
+of each in memory.
 """
 
 from __future__ import annotations
@@ -28,24 +35,30 @@ Answers = tuple[int, int] | None
 def reference_stages(
     texts: Texts, weights: Weights, ref: ModuleType = reference, answers: Answers = None
 ) -> Iterator[Stage]:
-    """The stages in the reading copy, in the precision of `weights`; one layer's weights in memory. `answers`
-    are a reranker's token ids of "yes" and "no"."""
+    """Yield the stages in the reference, in the precision of `weights`, with one layer's weights in memory.
+
+    Args:
+        texts: token ids of each.
+        weights: of the model.
+        ref: the reference, or a changed one.
+        answers: a reranker's token ids of "yes" and "no".
+    """
     c = weights.checkpoint.config
     xs = [ref.embed(list(ids), weights.embed_tokens) for ids in texts]
     yield "embed_tokens", np.concatenate(xs)
     tables = [ref.rope_table(len(ids), c.head_dim, c.rope_theta) for ids in texts]
     for i in range(c.num_hidden_layers):
         layer = weights.layer(i)
-        attended, added = [], []
+        attn_out, mlp_out = [], []
         for n, (x_TD, (cos, sin)) in enumerate(zip(xs, tables, strict=True)):
             # The lines of reference.block, with a stop between them.
             normed_TD = ref.rms_norm(x_TD, layer["input_layernorm"], c.rms_norm_eps)
-            attended.append(ref.attention(normed_TD, cos, sin, c.rms_norm_eps, **layer["self_attn"]))
-            normed_TD = ref.rms_norm(x_TD + attended[-1], layer["post_attention_layernorm"], c.rms_norm_eps)
-            added.append(ref.mlp(normed_TD, **layer["mlp"]))
+            attn_out.append(ref.attention(normed_TD, cos, sin, c.rms_norm_eps, **layer["self_attn"]))
+            normed_TD = ref.rms_norm(x_TD + attn_out[-1], layer["post_attention_layernorm"], c.rms_norm_eps)
+            mlp_out.append(ref.mlp(normed_TD, **layer["mlp"]))
             xs[n] = ref.block(x_TD, layer, cos, sin, c.rms_norm_eps)
-        yield f"layers.{i}.self_attn", np.concatenate(attended)
-        yield f"layers.{i}.mlp", np.concatenate(added)
+        yield f"layers.{i}.self_attn", np.concatenate(attn_out)
+        yield f"layers.{i}.mlp", np.concatenate(mlp_out)
         yield f"layers.{i}", np.concatenate(xs)
         del layer  # before the next one is read: 1.5 GB in float64 for the 8B
         weights.checkpoint.release()

@@ -1,11 +1,13 @@
 """A pool of threads that run kernels side by side, in one team or in several, behind a queue of jobs.
 
 A caller hands a job over and waits. The job runs on the pool's first thread, as the team of all threads,
-and may part them into smaller teams that work on an item each. What calls write, a workspace, belongs to the
-first thread of a team, and is touched there alone. Python runs signal handlers on the main thread, never on
-a pool's, so the exception of one (Ctrl-C, a timeout) leaves nothing half done: wherever it strikes the
-caller, the job is cancelled, its threads stop at their next block, and the next job finds the workspaces in
-order. Kernels hold no GIL, so these threads are as good as C threads.
+and may split them into smaller teams that work on an item each. What calls write, a workspace, belongs to
+the first thread of a team, and is touched there alone.
+
+Python runs signal handlers on the main thread, never on a pool's, so the exception of one (Ctrl-C, a timeout)
+leaves nothing half done: wherever it strikes the caller, the job is cancelled, its threads stop at their next
+block, and the next job finds the workspaces in order. Kernels hold no GIL, so these threads are as good as C
+threads.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _starting = threading.RLock()
 
 
 def _forked() -> None:
-    """A child has one thread, and none of a pool's; the lock may have been held by another."""
+    """Start anew in a child: it has one thread, none of a pool's, and another may have held the lock."""
     global _forks, _starting
     _forks += 1
     _starting = threading.RLock()
@@ -43,14 +45,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class Cancelled(Exception):
-    """Ends a job whose caller has gone, or of which a team has failed."""
+    """Ends a job whose caller has gone, or one of whose teams has failed."""
 
 
 class Team(Generic[Workspace]):
     """Threads that run kernels side by side: the one that calls `run`, and its helpers.
 
-    workspace: what the teams of this first thread keep from one job to the next.
-    counters: of the kernels' barriers, for this team in this job.
+    Attributes:
+        num_threads: with the first.
+        workspace: what the teams of this first thread keep from one job to the next.
+        counters: of the kernels' barriers, for this team in this job.
     """
 
     def __init__(
@@ -61,22 +65,24 @@ class Team(Generic[Workspace]):
         self.workspace, self.counters = workspace, counters
 
     def run(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        """kernel(*arguments, thread, num_threads) on every thread of the team; returns when all are done.
+        """Run kernel(*arguments, thread, num_threads) on every thread of the team; return when all are done.
 
-        Raises Cancelled when the job is to end, and what a thread raised."""
+        Raises:
+            Cancelled: the job is to end. Also whatever a thread raised.
+        """
         self.check()
         n = self.num_threads
         _side_by_side(self._helpers, [partial(kernel, *arguments, thread, n) for thread in range(n)])
         self.check()
 
     def check(self) -> None:
-        """Raise Cancelled when the job is to end."""
+        """Raise Cancelled if the job is to end."""
         if self.counters[STOP]:
             raise Cancelled
 
 
 class Job(Team[Workspace]):
-    """One call of a function on a pool's first thread: `function(job)`. It is the team of all threads."""
+    """One call of a function on a pool's first thread, `function(job)`; and the team of all threads."""
 
     def __init__(self, function: Callable[[Job[Workspace]], Any], crew: _Crew) -> None:
         self._workspaces: list[Workspace] = crew.workspaces
@@ -93,10 +99,18 @@ class Job(Team[Workspace]):
         self.error: BaseException | None = None
 
     def in_teams(self, size: int, function: Callable[[Team[Workspace], Any], None], items: list[Any]) -> None:
-        """function(team, item) for every item, each on the next team of `size` threads that is free; returns
-        when all are done. `size` divides the number of threads.
+        """Call function(team, item) for every item, each on the next free team of `size` threads.
 
-        Raises Cancelled, and what the function raised; then the other teams end at their next block, too."""
+        It returns when all are done. If one raises, the other teams end at their next block, too.
+
+        Args:
+            size: of a team; it divides the number of threads.
+            function: may call `team.run`.
+            items: for one call each.
+
+        Raises:
+            Cancelled: the job is to end. Also whatever the function raised.
+        """
         if size == self.num_threads:
             for item in items:
                 function(self, item)
@@ -119,7 +133,7 @@ class Job(Team[Workspace]):
         function: Callable[[Team[Workspace], Any], None],
         waiting: SimpleQueue[Any],
     ) -> None:
-        """On a team's first thread, as long as items wait."""
+        """Take items as long as some wait; on a team's first thread."""
         try:
             while (item := waiting.get()) is not None:
                 self.check()
@@ -129,7 +143,7 @@ class Job(Team[Workspace]):
             raise
 
     def cancel(self) -> None:
-        """Let all teams end at their next block."""
+        """Tell all teams to end at their next block."""
         self.cancelled = True
         for counters in self._counters:
             counters[STOP] = 1
@@ -139,13 +153,13 @@ class Job(Team[Workspace]):
             raise Cancelled
 
     def advance(self, steps: int) -> None:
-        """Let the caller know of progress. Any team may."""
+        """Tell the caller of progress; any team may."""
         with self._advancing:
             self.advanced += steps
             self._notify()
 
     def execute(self) -> None:
-        """On the pool's first thread."""
+        """Call the function; on the pool's first thread."""
         self.started = True  # before it looks at `cancelled`; `settle` looks at them the other way round
         try:
             self.check()
@@ -160,8 +174,10 @@ class Job(Team[Workspace]):
         self._notify()
 
     def wait(self, progress: Callable[[int], object]) -> None:
-        """Until the job is done, on the caller's thread. Everything is read from attributes, so that an
-        exception that strikes between two steps loses nothing."""
+        """Wait until the job is done; on the caller's thread.
+
+        Everything is read from attributes, so that an exception that strikes between two steps loses nothing.
+        """
         seen = 0
         while not self.done:
             self._wait()
@@ -178,8 +194,10 @@ class Job(Team[Workspace]):
             progress(self.advanced - seen)
 
     def settle(self) -> None:
-        """Wait until no thread works on a cancelled job, whatever strikes meanwhile; raises what struck last.
-        One that no thread has started, behind the jobs of others or never handed over, never will be."""
+        """Cancel the job and wait until no thread works on it; raise what struck last meanwhile.
+
+        A job that no thread has started, behind those of others or never handed over, will not be started.
+        """
         struck = None
         while True:
             try:
@@ -212,8 +230,9 @@ class Job(Team[Workspace]):
 
 
 class Pool(Generic[Workspace]):
-    """Threads that sleep until there is a job. A forked child starts its own, with a new workspace, at its
-    first call.
+    """Threads that sleep until there is a job.
+
+    A forked child starts its own, with new workspaces, at its first call.
 
     Args:
         num_threads: default: see cores.thread_count.
@@ -230,14 +249,15 @@ class Pool(Generic[Workspace]):
         function: Callable[[Job[Workspace]], Result],
         progress: Callable[[int], object] = lambda steps: None,
     ) -> Result:
-        """function(job) on the pool's first thread, behind the jobs of other callers; returns its result.
+        """Call function(job) on the pool's first thread, behind the jobs of other callers; return its result.
+
+        What the function raises is raised here. An exception of a signal handler or of `progress` cancels the
+        job, and is raised when no thread works on it any more.
 
         Args:
             function: may call `job.run`, which runs a kernel on all threads, and `job.in_teams`.
             progress: called on this thread with the steps that `job.advance` was told of since the last call.
-
-        Raises what the function raised. An exception of a signal handler or of `progress` cancels the job,
-        and is raised when no thread works on it any more."""
+        """
         crew = self._started()
         job: Job[Workspace] = Job(function, crew)
         try:
@@ -268,8 +288,7 @@ class _Crew:
         self.workspaces = workspaces
         self.jobs: SimpleQueue[Any] = SimpleQueue()
         self.helpers: list[SimpleQueue[Any]] = [SimpleQueue() for _ in workspaces[1:]]
-        # Not at the interpreter's exit: functions registered with atexit may still call, and the threads are
-        # daemons.
+        # Not at the interpreter's exit: atexit's functions may still call, and the threads are daemons.
         weakref.finalize(self, _end, [self.jobs, *self.helpers], _forks).atexit = False
         # The threads refer to the queues, not to this object.
         threads = [threading.Thread(target=_lead, args=(self.jobs,))]
@@ -300,15 +319,17 @@ def _help(queue: SimpleQueue[Any]) -> None:
 
 
 def _side_by_side(helpers: list[SimpleQueue[Any]], calls: Sequence[Callable[[], None]]) -> None:
-    """The first call on this thread, each other one on a helper; returns when all are done, and raises what
-    one raised. They are all made before one is handed over: a thread alone would wait for the others for
-    ever."""
+    """Make the first call on this thread and each other on a helper; return when all are done.
+
+    It raises what one of them raised. All are prepared before one is handed over: a thread alone would wait
+    for the others forever.
+    """
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
     shares = [(call, ended) for call in calls]
     for helper, share in zip(helpers, shares[1:], strict=True):
         helper.put(share)
     errors = list(filter(None, [_attempt(calls[0]), *(ended.get() for _ in helpers)]))
-    errors.sort(key=lambda error: isinstance(error, Cancelled))  # maybe for the error of another
+    errors.sort(key=lambda error: isinstance(error, Cancelled))  # last: another error may be their cause
     try:
         if errors:
             raise errors[0]

@@ -1,4 +1,4 @@
-"""What calls write and later calls use again: work arrays, the tables of RoPE, the prefix cache."""
+"""What calls write, and later calls use again: work arrays, the tables of RoPE, the prefix cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..engine import Work
 from ..kernels import attention, matmul
-from ..kernels.kv_layout import AT_ONCE, shapes
+from ..kernels.kv_layout import KV_ALIGN, shapes
 from ..loading.config import Config
 from .packed_batch import Tables
 from .packed_weights import allocate, pad
@@ -23,8 +23,11 @@ from .rope import rope_table
 class Layout:
     """The shapes of a model's arrays on one path.
 
-    config: the model's. parts: bfloat16 parts of an activation, 0 for float32. tiles: operands are AMX's.
-    block_panels: panels that pass a layer together.
+    Attributes:
+        config: the model's.
+        parts: bfloat16 parts of an activation; 0 for float32.
+        tiles: operands are AMX's.
+        block_panels: panels that pass a layer together.
     """
 
     config: Config
@@ -34,22 +37,22 @@ class Layout:
 
     @property
     def dtype(self) -> Any:
-        """Of operands, keys and values."""
+        """The type of operands, keys and values."""
         return np.uint16 if self.parts else np.float32
 
     def operand(self, rows: int) -> tuple[int, ...]:
-        """Of one block."""
+        """The shape of one block's operand of so many rows."""
         if self.tiles:
             return self.block_panels, self.parts, rows // 2, 32
         return (self.block_panels, rows // 2, 32) if self.parts else (self.block_panels, rows, 16)
 
     def keys_values(self, slots: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of one layer's keys, and of its values."""
+        """The shapes of one layer's keys and values."""
         c = self.config
-        return shapes(c.num_key_value_heads, pad(slots, AT_ONCE), c.head_dim, self.parts, self.tiles)
+        return shapes(c.num_key_value_heads, pad(slots, KV_ALIGN), c.head_dim, self.parts, self.tiles)
 
     def prefix(self, ids: Iterable[int] = ()) -> CachedPrefix:
-        """An empty entry of the prefix cache, for a forward pass to fill; of no tokens, "no prefix"."""
+        """Make an empty cache entry for a forward pass to fill; of no tokens, it means "no prefix"."""
         ids = tuple(ids)
         layers = self.config.num_hidden_layers if ids else 1
         keys, values = self.keys_values(max(len(ids), 1))
@@ -59,7 +62,7 @@ class Layout:
 
 
 class Workspace:
-    """One team's, from call to call."""
+    """What a team keeps from call to call."""
 
     def __init__(self, layout: Layout, no_prefix: CachedPrefix) -> None:
         self.layout = layout
@@ -68,21 +71,23 @@ class Workspace:
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def tables(self, positions: int) -> Tables:
-        """cos and sin of RoPE, of so many positions or more."""
+        """The tables of cos and sin, of so many positions or more."""
         c = self.layout.config
         if len(self._tables[0]) < positions:
             self._tables = rope_table(positions, c.head_dim, c.rope_theta)
         return self._tables
 
     def work(self, tokens: int, texts: int, slots: int, num_threads: int) -> Work:
-        """The arrays for a batch of so many tokens. Operands keep their shape from batch to batch, and the
-        padding of theirs, zero when new, is never written."""
+        """The arrays for a packed batch of so many tokens.
+
+        Operands keep their shape from batch to batch. Their padding is zero when new, and never written.
+        """
         layout, c = self.layout, self.layout.config
         NH, KH = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         D, F, NH = pad(c.hidden_size, 32), pad(c.intermediate_size, 32), pad(NH, 32)
         panels, pooled = -(-tokens // 16), -(-texts // 16)
         block = min(panels, layout.block_panels)
-        keys, values = layout.keys_values(slots + AT_ONCE)  # the last for lanes behind the stream's end
+        keys, values = layout.keys_values(slots + KV_ALIGN)  # the last are for lanes behind the batch's end
         scratch = max(
             attention.scratch_size(c.head_dim, c.num_attention_heads // c.num_key_value_heads),
             matmul.scratch_size(layout.block_panels, max(D, F, NH)),
@@ -95,7 +100,7 @@ class Workspace:
             h=self._array("h", layout.operand(D), layout.dtype),
             q=self._array("q", (block, NH, 16)),
             kv=self._array("kv", (block, pad(2 * KH, 32), 16)),
-            attended=self._array("attended", layout.operand(NH), layout.dtype),
+            attn_out=self._array("attn_out", layout.operand(NH), layout.dtype),
             act=self._array("act", layout.operand(F), layout.dtype),
             scratch=self._array("scratch", (num_threads, scratch)),
         )

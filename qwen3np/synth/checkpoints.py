@@ -1,5 +1,4 @@
-"""Generated checkpoints: a complete folder in the Hub's layout whose weights mean nothing but are shaped like
-real ones.
+"""Generated checkpoints: complete folders in the Hub's layout, random weights shaped like real ones.
 
 For tests, benchmarks and the demo, where the published weights cannot be had. Names, prefix, tying, sharding
 and side files are those of the published model; the values are random, with what makes real weights
@@ -28,9 +27,8 @@ from ..loading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, tensor_sha
 from ..loading.config import Config, load_json
 
 MASSIVE_VALUE = 5700.0
-MASSIVE_GAMMA = (
-    0.05  # the gammas of that channel are small in the real weights too: the channel is a bias, not a signal
-)
+# The gammas of that channel are small in the real weights too: the channel is a bias, not a signal.
+MASSIVE_GAMMA = 0.05
 CHUNK = 1 << 22  # values generated at a time: 16 MB of float32, whatever the model's size
 
 EMBEDDING_SHARD, RERANKER_SHARD = 5_000_000_000, 4_100_000_000  # bytes; they reproduce the published shards
@@ -63,13 +61,25 @@ def synthesize(
     tokenizer: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a generated checkpoint of the shape of `like` (a key of LIKE) into the new or empty `folder`.
+    """Write a generated checkpoint into a new or empty folder, which appears complete or not at all.
 
-    The same seed gives the same bytes. `layers` overrides num_hidden_layers; `tokenizer` is the
-    tokenizer.json to copy (default: the small one that comes with this package). `progress(bytes_done,
-    bytes_in_all)` is called as it goes. The folder appears complete or not at all. Raises ValueError for an
-    unknown `like`, FileExistsError for a folder that holds something, CheckpointError for a tokenizer that
-    does not fit.
+    The same seed gives the same bytes.
+
+    Args:
+        folder: The folder.
+        like: The model whose shapes it has, a key of LIKE.
+        seed: The seed of the weights.
+        layers: Overrides num_hidden_layers.
+        tokenizer: The tokenizer.json to copy. Default: the small one that comes with this package.
+        progress: Called with the bytes done and the bytes in all.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: `like` is unknown.
+        FileExistsError: The folder holds something.
+        CheckpointError: The tokenizer does not fit.
     """
     if like not in LIKE:
         raise ValueError(f"like = {like!r} is not one of {', '.join(LIKE)}")
@@ -97,19 +107,26 @@ def synthesize(
 
 
 def massive_token_ids(config: Config, seed: int) -> NDArray[np.int64]:
-    """The token ids (300 of the published vocabularies) whose embedding has the massive channel. Never the
-    last 64 ids: `<|endoftext|>`, whose state becomes the vector, is not massive in the real model either."""
+    """Return the token ids whose embedding has the massive channel: 300 of the published vocabularies.
+
+    Never the last 64 ids: `<|endoftext|>`, whose state becomes the vector, is not massive in the
+    real model either.
+    """
     count = max(2, min(300, config.vocab_size // 100))
     return np.random.default_rng([seed, 1]).choice(config.vocab_size - 64, count, replace=False)
 
 
 def massive_channel(config: Config) -> int:
+    """Return the massive channel: 35, as in the real 0.6B."""
     return min(35, config.hidden_size - 1)
 
 
 def is_generated(checkpoint: Checkpoint) -> bool:
-    """Whether `synthesize` wrote the weights, by their values, whatever the folder is called: most norms over
-    the residual stream have exactly MASSIVE_GAMMA at the massive channel, which training does not give."""
+    """Return whether `synthesize` wrote the weights, by their values, whatever the folder's name.
+
+    Most norms over the residual stream have exactly MASSIVE_GAMMA at the massive channel, which training
+    does not give.
+    """
     channel = massive_channel(checkpoint.config)
     gamma = widen(to_bfloat16(np.array([MASSIVE_GAMMA], np.float32)))
     norms = [t for n, t in checkpoint.tensors.items() if "layernorm" in n or n == "norm.weight"]
@@ -117,7 +134,7 @@ def is_generated(checkpoint: Checkpoint) -> bool:
 
 
 def to_bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """float32 -> bfloat16 bits, rounded to nearest, ties to even. For finite values."""
+    """Return bfloat16 bits, rounded to nearest, ties to even; for finite values."""
     bits = x.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
@@ -125,11 +142,11 @@ def to_bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
 def tensor_values(
     name: str, shape: tuple[int, ...], config: Config, seed: int
 ) -> Iterator[NDArray[np.uint16]]:
-    """One tensor's bfloat16 values, flat, in chunks of whole rows."""
+    """Yield one tensor's bfloat16 values, flat, in chunks of whole rows."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     channel = massive_channel(config)
     if len(shape) == 1:
-        # Log-normal: real gammas run from 0.1 to 10 and are never all near one.
+        # Log-normal: real gammas range from 0.1 to 10 and are never all near one.
         gammas = np.exp(rng.normal(0.2, 0.5, shape)).astype(np.float32)
         if shape == (config.hidden_size,) and "layernorm" in name or name == "norm.weight":
             gammas[channel] = MASSIVE_GAMMA
@@ -154,8 +171,10 @@ def tensor_values(
 
 
 def shards(like: str, config: Config) -> list[dict[str, tuple[int, ...]]]:
-    """Tensor names as stored, with their shapes, file by file: split greedily by size as the published
-    files are."""
+    """Return the tensor names as stored, with their shapes, file by file.
+
+    They are split greedily by size, as the published files are.
+    """
     reranker = like.startswith("reranker")
     shapes = {f"model.{n}" if reranker else n: s for n, s in tensor_shapes(config).items()}
     if reranker and not config.tie_word_embeddings:
@@ -170,8 +189,10 @@ def shards(like: str, config: Config) -> list[dict[str, tuple[int, ...]]]:
 
 
 def safetensors_header(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """The length and JSON header of a bfloat16 safetensors file, byte for byte as the library writes it:
-    compact, sorted by name, padded with spaces to a multiple of 8."""
+    """Return the length and JSON header of a bfloat16 safetensors file, as the library writes them.
+
+    Byte for byte: compact, sorted by name, padded with spaces to a multiple of 8.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in sorted(shapes):
@@ -190,6 +211,7 @@ def _nbytes(shape: tuple[int, ...]) -> int:
 def _write_weights(
     folder: Path, like: str, config: Config, seed: int, progress: Callable[[int, int], None]
 ) -> None:
+    """Write the weights' files and, if there are several, their index."""
     files = shards(like, config)
     total = sum(_nbytes(shape) for shapes in files for shape in shapes.values())
     names = [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)]
@@ -213,12 +235,14 @@ def _write_weights(
 def _write_tensor(
     file: BinaryIO, name: str, shape: tuple[int, ...], config: Config, seed: int
 ) -> Iterator[int]:
+    """Write one tensor, and yield the bytes of each chunk."""
     for values in tensor_values(name, shape, config, seed):
         file.write(values.astype("<u2").data)
         yield values.nbytes
 
 
 def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) -> None:
+    """Write all files but the weights."""
     reranker = like.startswith("reranker")
     ids = {token["content"]: token["id"] for token in load_json(tokenizer).get("added_tokens", [])}
     end, im_end = ids.get("<|endoftext|>"), ids.get("<|im_end|>")
@@ -304,7 +328,7 @@ def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) 
 
 
 def _chat_template() -> str:
-    """The conversation of a reranker in Jinja, by the roles that sentence-transformers gives a pair."""
+    """Return a reranker's conversation in Jinja, by the roles that sentence-transformers gives a pair."""
 
     def of(role: str, otherwise: str = "") -> str:
         of_role = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
@@ -333,6 +357,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _check_tokenizer(path: Path, config: Config) -> None:
+    """Raise CheckpointError for a tokenizer whose ids the model has no rows for."""
     from ..loading.tokenizer import EmbeddingTokenizer
 
     try:

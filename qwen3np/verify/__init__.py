@@ -1,4 +1,4 @@
-"""Comparison with the reading copy, with transformers, and with the published scores."""
+"""Verification of a model against the reference, transformers and the published scores."""
 
 from .report import verify
 

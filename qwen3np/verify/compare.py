@@ -1,4 +1,4 @@
-"""Two forward passes of the same token ids compared, stage by stage in forward order (runtime/stages.py)."""
+"""Comparison of two forward passes of the same token ids, stage by stage (see runtime/stages.py)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from numpy.typing import NDArray
 from ..runtime.stages import Stage
 from ..table import table
 
-MOST = 0.25  # a quarter of a token's largest value is wrong, however far float32 itself is off
+# No tolerance exceeds a quarter of a token's largest value, however far float32 itself is off.
+TOLERANCE_CAP = 0.25
 
 
 @dataclass(frozen=True)
 class Row:
-    """How one stage of two forward passes differs.
+    """How one stage differs between two forward passes.
 
-    `relative` is the largest difference over the largest expected value of the same token: one token's
-    massive activation (5700 in the 0.6B) does not excuse an error at another. `tolerance` bounds it; `first`
-    is the (token, channel) of the first value beyond. `float32` is plain float32's own relative difference,
-    where it was measured.
+    Attributes:
+        stage: Its name.
+        max_abs: The largest difference.
+        relative: The largest difference divided by the largest expected value of the same token: one token's
+            massive activation (5700 in the 0.6B) does not excuse an error at another.
+        float32: The relative difference of plain float32 itself, where it was measured.
+        tolerance: The bound of `relative`.
+        cosine: The cosine of all expected with all found values.
+        first: The (token, channel) of the first value beyond the tolerance.
     """
 
     stage: str
@@ -35,6 +41,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
+        """Whether every value is within the tolerance."""
         return self.first is None
 
 
@@ -44,14 +51,21 @@ def compare_stages(
     tolerance: float,
     float32: Iterable[Stage] | None = None,
 ) -> list[Row]:
-    """One row a stage, all of them. A value is beyond the tolerance if it is off by more than tolerance times
-    the largest expected value of its token; a NaN is beyond every tolerance.
+    """Compare two forward passes: one row per stage, all of them.
 
-    With `float32`, the stages that plain float32 gives, `tolerance` counts in their relative difference from
-    the expected ones (2^-23 at the least; MOST bounds the product): how far rounding carries depends on the
-    weights, and float32 shows it.
+    A value is beyond the tolerance if it is off by more than tolerance times the largest expected value of
+    its token. NaN is beyond every tolerance.
 
-    Raises ValueError if the sources do not have the same stages in the same order.
+    Args:
+        expected: The stages of the one pass.
+        got: The stages of the other.
+        tolerance: The relative difference allowed; with float32, a multiple of float32's own.
+        float32: The stages that plain float32 gives. How far rounding carries depends on the weights, and
+            float32's own relative difference shows it. It counts as 2^-23 at least, and TOLERANCE_CAP
+            bounds the product.
+
+    Raises:
+        ValueError: The sources do not have the same stages in the same order.
     """
     rows = []
     sources = [expected, got] if float32 is None else [expected, got, float32]
@@ -65,7 +79,7 @@ def compare_stages(
             difference = np.abs(have - want)
             relative = _largest(difference, scale)
             unit = None if float32 is None else _largest(np.abs(stages[2][1] - want), scale)
-            limit = tolerance if unit is None else min(tolerance * max(unit, 2.0**-23), MOST)
+            limit = tolerance if unit is None else min(tolerance * max(unit, 2.0**-23), TOLERANCE_CAP)
             within = (difference <= limit * scale) & np.isfinite(difference)  # false for NaN
             have = have.astype(np.float64)
             norms = np.linalg.norm(want) * np.linalg.norm(have)
@@ -76,11 +90,12 @@ def compare_stages(
 
 
 def _largest(difference: NDArray[Any], scale: NDArray[Any]) -> float:
+    """Return the largest difference relative to its token's scale."""
     return float((difference / np.maximum(scale, np.finfo(np.float32).tiny)).max())
 
 
 def stage_table(rows: Sequence[Row], columns: int | None = None) -> str:
-    """The rows as a table in forward order, for a terminal of `columns` columns."""
+    """Return the rows as a table, for a terminal of `columns` columns."""
     header = "stage,max abs,relative,float32's,tolerance,1 - cosine,first beyond,verdict".split(",")
     cells = [
         [

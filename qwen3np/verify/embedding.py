@@ -1,5 +1,4 @@
-"""What a verification compares of an embedding model beyond the encoder: its tokens, what its vectors
-promise, the published cosines and channels."""
+"""The checks of an embedding model: its tokens, what its vectors promise, the published values."""
 
 from __future__ import annotations
 
@@ -27,19 +26,19 @@ from .checks import (
     value,
 )
 
-# What the arithmetic may add to a published value's own tolerance: a cosine or a channel of a unit vector.
+# What the arithmetic may add to a published value's own tolerance: a cosine, or a value of a unit vector.
 ALLOWANCE = {"float32": 0.0, "high": 2e-5, "medium": 5e-3}
-UNIT = 1e-6  # a float32 norm of 1024 to 4096 channels rounds to some 2^-23
+UNIT = 1e-6  # the norm of 1024 to 4096 float32 values is off by some 2^-23
 
 
 class EmbedderChecks:
-    """See checks.Subject."""
+    """An embedding model as a verification sees it (see checks.Subject)."""
 
     answers: Answers = None
 
     def __init__(self, model: Embedder) -> None:
         self.model = model
-        self.values, self.shapes = published.SIMILARITIES, published.SHAPES
+        self.values, self.shapes = published.COSINES, published.SHAPES
         queries = [model_cards.QUERY_PROMPT + text for text in published.CARD_QUERIES]
         self._card = [*queries, *published.CARD_DOCUMENTS]
 
@@ -52,12 +51,12 @@ class EmbedderChecks:
         return [tokenizer.before + i + tokenizer.after for i in everything if i or tokenizer.added]
 
     def _library_ids(self, texts: list[str]) -> list[list[int]]:
-        """The library's, with what the folder's settings do to a text: lower case, and the cut."""
+        """Tokenise with the library, and do what the folder's settings ask: lower case, truncation."""
         model, tokenizer = self.model, self.model.tokenizer
         if model._modules.transformer.do_lower_case:
             texts = [text.lower() for text in texts]
         room = model.max_seq_length - len(tokenizer.added)
-        return [tokenizer.cut(ids, room) for ids in library_ids(model.checkpoint, texts)]
+        return [tokenizer.truncate(ids, room) for ids in library_ids(model.checkpoint, texts)]
 
     def stages(self, ids: Texts) -> Iterable[Stage]:
         return self.model.backend.stages(ids)
@@ -72,8 +71,7 @@ class EmbedderChecks:
         want, found = ("..." + repr(text[-6:]) for text in (expected, prompt))
         yield Check("query prompt", want, found, None, None, verdict)
 
-        # The colon of "Query:" is one token with the "M" of "Mizzen", and with a newline in any vocabulary
-        # here.
+        # The colon of "Query:" is one token with the "M" of "Mizzen", and with a newline in every vocabulary.
         texts = [*published.CARD_QUERIES, *published.CARD_DOCUMENTS, "", "Mizzen", "\nnew line", "中国 😀"]
         before, after = model.tokenizer.before, model.tokenizer.after
         ids = model.tokenize(texts, prompt=expected)
@@ -99,19 +97,20 @@ class EmbedderChecks:
         vectors = model.encode(texts, prompt="", truncate_dim=hidden, normalize_embeddings=True)
         yield same_bits("from text as from its ids", vectors, reference.normalize(batch))
         for dim in sorted({min(32, hidden), hidden // 2, hidden}):
-            cut = model.encode(texts, prompt="", truncate_dim=dim, normalize_embeddings=True)
-            cut = cut.astype(np.float64)
-            off = float(np.abs(np.linalg.norm(cut, axis=1) - 1).max())
-            yield close(f"{dim} channels: unit length", off, UNIT)
+            truncated = model.encode(texts, prompt="", truncate_dim=dim, normalize_embeddings=True)
+            truncated = truncated.astype(np.float64)
+            off = float(np.abs(np.linalg.norm(truncated, axis=1) - 1).max())
+            yield close(f"{dim} dimensions: unit length", off, UNIT)
             exact = batch[:, :dim].astype(np.float64)
             exact /= np.linalg.norm(exact, axis=1, keepdims=True)
-            yield close(f"{dim} channels: cut, then normalised", float(np.abs(cut - exact).max()), UNIT)
+            off = float(np.abs(truncated - exact).max())
+            yield close(f"{dim} dimensions: truncated, then normalised", off, UNIT)
 
     def published_checks(self, name: str, compared: bool) -> Iterator[Check]:
-        """A row for each cosine and, for each vector's head, the channel that is furthest off."""
+        """Yield a row per cosine, and one per vector for the worst of its leading values."""
         model, hidden = self.model, self.model.config.hidden_size
         extra = ALLOWANCE[model.backend.arithmetic]
-        for s in published.SIMILARITIES[name]:
+        for s in published.COSINES[name]:
             scores: NDArray[np.float32] = np.full(np.shape(s.scores), np.nan, np.float32)
             if compared:
                 queries = model.encode_query(s.queries, truncate_dim=hidden)
@@ -120,14 +119,14 @@ class EmbedderChecks:
                 source = f"{s.arithmetic}: {s.source}"
                 label = f"{s.queries[q][:10]!r} x {s.documents[d][:10]!r}"
                 yield value(label, expected, float(scores[q, d]), s.tolerance + extra, compared, source)
-        for head in published.HEADS.get(name, []):
-            values, channel = np.array(head.values), 0
+        for leading in published.LEADING_VALUES.get(name, []):
+            values, worst = np.array(leading.values), 0
             got: NDArray[np.float32] = np.full(len(values), np.nan, np.float32)
             if compared:
-                encode = model.encode_query if head.query else model.encode_document
-                got = encode(head.text, truncate_dim=hidden)[: len(values)]
-                channel = int(np.abs(got - values).argmax())
-            label = f"{'query' if head.query else 'document'} {head.text[:11]!r} [{channel}]"
-            source = f"{head.arithmetic}, worst of {len(values)} channels: {head.source}"
-            tolerance = head.tolerance + extra
-            yield value(label, head.values[channel], float(got[channel]), tolerance, compared, source)
+                encode = model.encode_query if leading.query else model.encode_document
+                got = encode(leading.text, truncate_dim=hidden)[: len(values)]
+                worst = int(np.abs(got - values).argmax())
+            label = f"{'query' if leading.query else 'document'} {leading.text[:11]!r} [{worst}]"
+            source = f"{leading.arithmetic}, worst of {len(values)} values: {leading.source}"
+            tolerance = leading.tolerance + extra
+            yield value(label, leading.values[worst], float(got[worst]), tolerance, compared, source)

@@ -1,8 +1,7 @@
-"""Values that the published weights give, with the inputs that give them, a tolerance each and where they are
-from.
+"""Values that the published weights give, with their inputs, a tolerance each, and their sources.
 
 The tolerance is what the precision of the published figure allows: 1e-5 for float32 run again elsewhere, 1e-4
-for float32 on unknown hardware, 5e-3 and more for bfloat16, and half the last digit where digits are few.
+for float32 on unknown hardware, 5e-3 and more for bfloat16, half the last digit where digits are few.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ CARD_DOCUMENTS = [
     "Gravity is a force that attracts two bodies towards each other. It gives weight to physical objects "
     "and is responsible for the movement of planets around the sun.",
 ]
-# Cosine of each query (with the query prompt) and document; model card, section "Transformers Usage",
-# float32.
+# Cosines of each query (with its prompt) with each document, in float32: model card, "Transformers Usage".
 CARD_SCORES = [[0.7645568251609802, 0.14142508804798126], [0.13549736142158508, 0.5999549627304077]]
 
 PLANET_QUERY = "Which planet is known as the Red Planet?"
@@ -31,8 +29,8 @@ PLANET_DOCUMENTS = [
 
 
 @dataclass(frozen=True)
-class Similarities:
-    """Cosines [queries, documents]; the queries with QUERY_PROMPT, the documents without a prompt."""
+class Cosines:
+    """Cosines [queries, documents] of queries with QUERY_PROMPT and documents without a prompt."""
 
     queries: list[str]
     documents: list[str]
@@ -43,8 +41,8 @@ class Similarities:
 
 
 @dataclass(frozen=True)
-class Head:
-    """The first channels of one text's unit vector."""
+class LeadingValues:
+    """The leading values of one text's unit vector."""
 
     text: str
     query: bool  # with QUERY_PROMPT
@@ -56,7 +54,7 @@ class Head:
 
 @dataclass(frozen=True)
 class LogitDifferences:
-    """A reranker's logit of "yes" minus that of "no", one a document."""
+    """A reranker's logit of "yes" minus that of "no", one per document."""
 
     query: str
     documents: list[str]
@@ -74,9 +72,9 @@ TEI = "huggingface/text-embeddings-inference#668"
 SENTENCE_TRANSFORMERS = "huggingface/sentence-transformers@cad2119"
 RCP_NDCG = "cohere-ai/rcp-ndcg packages/rcp-ndcg-test/cases"
 
-SIMILARITIES: dict[str, list[Similarities]] = {
+COSINES: dict[str, list[Cosines]] = {
     CARD_MODEL: [
-        Similarities(
+        Cosines(
             CARD_QUERIES,
             CARD_DOCUMENTS,
             CARD_SCORES,
@@ -84,7 +82,7 @@ SIMILARITIES: dict[str, list[Similarities]] = {
             "transformers float32",
             f"{CARD} (transformers block)",
         ),
-        Similarities(
+        Cosines(
             CARD_QUERIES,
             CARD_DOCUMENTS,
             [[0.7645565271377563, 0.1414250284433365], [0.1354975402355194, 0.5999548435211182]],
@@ -92,7 +90,7 @@ SIMILARITIES: dict[str, list[Similarities]] = {
             "sentence-transformers float32, CPU",
             f"{RCP_NDCG}/qwen3-embedding-0.6b/card-sentence-transformers.yaml",
         ),
-        Similarities(
+        Cosines(
             CARD_QUERIES,
             CARD_DOCUMENTS,
             [[0.7620252966880798, 0.14078938961029053], [0.1358368694782257, 0.6013815999031067]],
@@ -100,7 +98,7 @@ SIMILARITIES: dict[str, list[Similarities]] = {
             "vLLM bfloat16",
             f"{CARD} (vLLM block)",
         ),
-        Similarities(
+        Cosines(
             [PLANET_QUERY],
             PLANET_DOCUMENTS,
             [[0.4838, 0.69335, 0.58793, 0.6647]],
@@ -110,7 +108,7 @@ SIMILARITIES: dict[str, list[Similarities]] = {
         ),
     ],
     "Qwen/Qwen3-Embedding-4B": [
-        Similarities(
+        Cosines(
             CARD_QUERIES,
             CARD_DOCUMENTS,
             [[0.7534, 0.1147], [0.0320, 0.6258]],
@@ -120,7 +118,7 @@ SIMILARITIES: dict[str, list[Similarities]] = {
         ),
     ],
     "Qwen/Qwen3-Embedding-8B": [
-        Similarities(
+        Cosines(
             CARD_QUERIES,
             CARD_DOCUMENTS,
             [[0.7493, 0.0751], [0.0880, 0.6318]],
@@ -131,9 +129,9 @@ SIMILARITIES: dict[str, list[Similarities]] = {
     ],
 }
 
-HEADS: dict[str, list[Head]] = {
+LEADING_VALUES: dict[str, list[LeadingValues]] = {
     CARD_MODEL: [
-        Head(
+        LeadingValues(
             "hello world",
             False,
             [-0.01476084, 0.01723184, -0.01195498, -0.07275258, 0.00281229],
@@ -141,7 +139,7 @@ HEADS: dict[str, list[Head]] = {
             "ONNX float32",
             f"{FASTEMBED} CANONICAL_VECTOR_VALUES",
         ),
-        Head(
+        LeadingValues(
             "hello world",
             True,
             [-0.01908712, 0.01635596, -0.00356586, -0.03947155, -0.01387356],
@@ -149,7 +147,7 @@ HEADS: dict[str, list[Head]] = {
             "ONNX float32",
             f"{FASTEMBED} CANONICAL_QUERY_VECTOR_VALUES",
         ),
-        Head(
+        LeadingValues(
             "What is deep learning",
             True,
             [-0.02223216, -0.03601024, 0.00113771, -0.00686499, -0.06645694, 0.00158694, -0.07725021]
@@ -159,7 +157,7 @@ HEADS: dict[str, list[Head]] = {
             "sentence-transformers float32",
             f"{TEI} (sentence-transformers' output)",
         ),
-        Head(
+        LeadingValues(
             "What is deep learning",
             False,
             [-0.010268565, 0.02111612, 0.0018253098, -0.057047583]
@@ -222,8 +220,7 @@ LOGIT_DIFFERENCES: dict[str, list[LogitDifferences]] = {
     ],
 }
 
-# (hidden_size, intermediate_size, num_hidden_layers) -> whose values a folder of that shape may be held
-# against.
+# (hidden_size, intermediate_size, num_hidden_layers) -> the published model of that shape.
 SHAPES = {
     (1024, 3072, 28): CARD_MODEL,
     (2560, 9728, 36): "Qwen/Qwen3-Embedding-4B",
@@ -231,8 +228,8 @@ SHAPES = {
 }
 RERANKER_SHAPES = {shape: name.replace("Embedding", "Reranker") for shape, name in SHAPES.items()}
 
-# Computed with the published tokenizer.json (sha256 def76fb0... of the 0.6B; 83cdf8c3... of the 4B and 8B
-# gives the same). Text, whether with QUERY_PROMPT, ids.
+# (text, whether with QUERY_PROMPT, ids), computed with the published tokenizer.json: that of the 0.6B (sha256
+# def76fb0...); that of the 4B and 8B (83cdf8c3...) gives the same.
 PROMPT_IDS = [641, 1235, 25, 16246, 264, 3482, 2711, 3239, 11, 17179, 9760, 46769, 429, 4226, 279, 3239, 198]
 PROMPT_IDS += [2859]  # "Query"; its colon joins the next word where there is one such token, ":Mizzen"
 END_OF_TEXT = 151643
@@ -251,7 +248,7 @@ TOKEN_IDS: list[tuple[str, bool, list[int]]] = [
     ("", False, [END_OF_TEXT]),
 ]
 
-# What a reranker reads. The body's ids are with RERANKER_INSTRUCTION.
+# What a reranker reads: (query, document, ids of the body with RERANKER_INSTRUCTION).
 YES_NO = (9693, 2152)
 SYSTEM_IDS = [151644, 8948, 198, 60256, 3425, 279, 11789, 20027, 279, 8502, 3118, 389, 279, 11361, 323, 279]
 SYSTEM_IDS += [758, 1235, 3897, 13, 7036, 429, 279, 4226, 646, 1172, 387, 330, 9693, 1, 476, 330, 2152, 3263]

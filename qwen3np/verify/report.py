@@ -1,5 +1,4 @@
-"""A model verified: its tokens, every stage of the forward pass, what its vectors or scores promise, the
-published scores.
+"""Verification of a model: its tokens, every stage, what its results promise, the published scores.
 
     from qwen3np import Embedder
     from qwen3np.verify import verify
@@ -38,7 +37,7 @@ from .transformers import require_transformers, transformers_stages
 
 AGAINST = ("numpy", "transformers")
 
-# How far a stage may be from float64, in units of plain float32's own distance. Measured at all 87 stages of
+# How far a stage may be from float64, as a multiple of plain float32's distance. Measured at all 87 stages of
 # a generated 0.6B: the float32 kernels 0.7 to 1.5, bfloat16 activations ("medium") 2900 to 6800. Two bfloat16
 # parts ("high" where the CPU multiplies bfloat16) round 2^9 times finer than one, which makes 14.
 STAGE_TOLERANCE = {"float32": 8.0, "high": 64.0, "medium": 20000.0}
@@ -46,15 +45,23 @@ STAGE_TOLERANCE = {"float32": 8.0, "high": 64.0, "medium": 20000.0}
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. `about` names the model, the backend, what it was compared with and the
-    versions."""
+    """What `verify` found, row by row.
+
+    Attributes:
+        about: The model, the backend, what it was compared with, and the versions.
+        tokens: Token ids against the tokenizers library and the published ids.
+        stages: The stages of the forward pass, in forward order.
+        properties: What vectors or scores promise, such as the same bits alone and in a batch.
+        published: The published scores.
+        note: Why published scores were not compared, or "".
+    """
 
     about: dict[str, str]
     tokens: list[Check]
     stages: list[Row]
     properties: list[Check]
     published: list[Check]
-    note: str  # why published scores were not compared, or ""
+    note: str
 
     @property
     def bad(self) -> list[str]:
@@ -65,20 +72,22 @@ class Verification:
 
     @property
     def held(self) -> bool:
+        """Whether no row fell short."""
         return not self.bad
 
     def report(self, columns: int | None = None) -> str:
-        """All rows as tables, for a terminal of `columns` columns."""
+        """Return all rows as tables, for a terminal of `columns` columns, and the summary."""
         parts = ["\n".join(f"{name:10}{value}" for name, value in self.about.items())]
-        parts += ["Tokens\n" + _table(self.tokens, columns)]
+        parts += ["Tokens\n" + _checks_table(self.tokens, columns)]
         parts += ["Stages, in forward order\n" + stage_table(self.stages, columns)]
-        parts += ["Properties\n" + _table(self.properties, columns)]
+        parts += ["Properties\n" + _checks_table(self.properties, columns)]
         if self.published:
-            scores = _table(self.published, columns)
+            scores = _checks_table(self.published, columns)
             parts.append(f"Published scores\n{scores}\n{_sources(self.published)}")
         return "\n\n".join([*parts, *([self.note] if self.note else []), self.summary()])
 
     def summary(self) -> str:
+        """Return the verdict in one line."""
         checks = self.tokens + self.properties + self.published
         compared = sum(c.verdict in (OK, BAD) for c in checks) + len(self.stages)
         scores = sum(c.verdict == OK for c in self.published)
@@ -88,7 +97,7 @@ class Verification:
         return f"HELD: {compared} comparisons, {what}; {len(checks) + len(self.stages) - compared} not made"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: all rows with all digits; a NaN or infinity is None."""
+        """Return all rows with all digits, for JSON; NaN and infinity become None."""
         values = {"held": self.held, "bad": self.bad, "summary": self.summary(), **asdict(self)}
         for row, plain in zip(self.stages, values["stages"], strict=True):
             plain["verdict"] = OK if row.ok else BAD
@@ -103,16 +112,22 @@ def verify(
     published: bool | None = None,
     show_progress_bar: bool = False,
 ) -> Verification:
-    """Compare everything there is to compare; nothing stops at the first difference.
+    """Compare a model with the reference or transformers, and with the published scores.
+
+    Everything there is to compare is compared; nothing stops at the first difference.
 
     Args:
-        against: "numpy", the reading copy, or "transformers" (extra `hf`): its float64 is the truth of the
-            stages, its float32 the yardstick.
-        published: whether the weights are said to be the published ones of their shape. None: they are if the
+        model: The Embedder or Reranker to verify.
+        against: "numpy", the reference, or "transformers" (extra `hf`). Its float64 is the truth of the
+            stages, the error of its float32 their unit.
+        published: Whether the weights are said to be the published ones of their shape. None: they are if the
             folder is a Hub snapshot of such a model.
+        show_progress_bar: Show one stage after the other on the terminal.
 
-    Raises ValueError for an unknown `against` and for published=True where that cannot be so: generated
-    weights, or a shape without published values. ImportError without torch and transformers.
+    Raises:
+        ImportError: `against` is "transformers", and torch or transformers is not installed.
+        ValueError: `against` is unknown, or published=True cannot be true: the weights are generated, or no
+            values are published for their shape.
     """
     if against not in AGAINST:
         raise ValueError(f"against = {against!r} is not one of {', '.join(AGAINST)}")
@@ -155,7 +170,10 @@ def verify(
 
 
 def _until_refused(checks: Iterator[Check]) -> Iterator[Check]:
-    """A model refuses to give a result that is not finite; the stages say where that begins."""
+    """Yield the checks up to an error, and that as a failed check.
+
+    A model refuses to return a result that is not finite; the stages say where that begins.
+    """
     try:
         yield from checks
     except CheckpointError:
@@ -163,7 +181,7 @@ def _until_refused(checks: Iterator[Check]) -> Iterator[Check]:
 
 
 def _published_model(model: Embedder | Reranker, subject: Subject, claimed: bool | None) -> tuple[str, str]:
-    """The published model whose values apply, or ""; and why they are not compared, or ""."""
+    """Return the published model whose values apply, or "", and why they are not compared, or ""."""
     c, folder = model.config, model.checkpoint.folder
     shape = subject.shapes.get((c.hidden_size, c.intermediate_size, c.num_hidden_layers), "")
     name = hub_id(folder) if hub_id(folder) in subject.values else shape
@@ -188,7 +206,7 @@ def _published_model(model: Embedder | Reranker, subject: Subject, claimed: bool
 def _sources_of_stages(
     model: Embedder | Reranker, against: str, ids: Texts, answers: Answers
 ) -> tuple[Iterator[Stage], Iterator[Stage]]:
-    """The truth, and plain float32."""
+    """Return the stages in float64, the truth, and in plain float32."""
     checkpoint = model.checkpoint
     if against == "transformers":
         return (
@@ -209,13 +227,13 @@ def _about(model: Embedder | Reranker, against: str, versions: str, ids: list[li
         "": f"{c.num_hidden_layers} layers, hidden_size {c.hidden_size}, "
         f"{model.checkpoint.num_parameters:,} parameters{generated}",
         "backend": f"{model.backend!r}, qwen3np {__version__}, {platform.machine()}",
-        "against": ("transformers" if against == "transformers" else "the reading copy")
+        "against": ("transformers" if against == "transformers" else "the reference")
         + f" in float64 ({versions})",
         "texts": f"{len(ids)}, of {', '.join(str(len(i)) for i in ids)} tokens",
     }
 
 
-def _table(checks: Sequence[Check], columns: int | None) -> str:
+def _checks_table(checks: Sequence[Check], columns: int | None) -> str:
     sources = list(dict.fromkeys(c.source for c in checks if c.source))
     header = ["check", "expected", "got", "difference", "tolerance", "verdict"]
     rows = [
@@ -237,6 +255,7 @@ def _sources(checks: Sequence[Check]) -> str:
 
 
 def _finite(value: Any) -> Any:
+    """Replace NaN and infinity by None, at any depth."""
     if isinstance(value, dict):
         return {key: _finite(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):

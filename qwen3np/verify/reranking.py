@@ -1,5 +1,4 @@
-"""What a verification compares of a reranker beyond the encoder: its prompt, what its scores promise, the
-published ones."""
+"""The checks of a reranker: its prompt, what its scores promise, the published scores."""
 
 from __future__ import annotations
 
@@ -28,18 +27,18 @@ from .checks import (
     value,
 )
 
-# What the arithmetic may add to a published difference's own tolerance. The logits of the published models
-# reach some 20, and PyTorch's bfloat16 is off by 0.8.
+# What the arithmetic may add to a published difference's own tolerance. The published models' logits reach
+# some 20, and PyTorch's bfloat16 is off by 0.8.
 ALLOWANCE = {"float32": 0.0, "high": 4e-4, "medium": 0.3}
 
 SIGMOID = 1e-6  # relative: eight roundings of float32
 
 
 class RerankerChecks:
-    """See checks.Subject."""
+    """A reranker as a verification sees it (see checks.Subject)."""
 
     def __init__(self, model: Reranker) -> None:
-        self.model = copy.copy(model)  # with room for the conversations, which are compared whole
+        self.model = copy.copy(model)  # its max_length is raised: conversations are compared whole
         self.model.max_length = max(model.max_length, min(MAX_LENGTH, model.config.max_position_embeddings))
         self.answers: Answers = model.answers
         self.values, self.shapes = published.LOGIT_DIFFERENCES, published.RERANKER_SHAPES
@@ -62,7 +61,7 @@ class RerankerChecks:
 
     def token_checks(self, is_published: bool) -> Iterator[Check]:
         model, instruction = self.model, model_cards.RERANKER_INSTRUCTION
-        # A query's "?" is one token with the newline behind it, and so is one newline with another.
+        # A query's "?" is one token with the newline after it, and so are two newlines.
         pairs = [*self._pairs, (published.PLANET_QUERY, published.PLANET_DOCUMENTS[0]), ("\n", "\n中国 😀\n")]
         ids = model.tokenize(pairs, instruction=instruction)
         texts = [model.tokenizer.decode(i) for i in ids]
@@ -112,7 +111,7 @@ class RerankerChecks:
         yield close("probability = sigmoid(yes - no)", float(off.max()), SIGMOID)
 
     def published_checks(self, name: str, compared: bool) -> Iterator[Check]:
-        """A row for each difference, and for each probability that is published too."""
+        """Yield a row per difference, and one per probability that is published too."""
         model, extra = self.model, ALLOWANCE[self.model.backend.arithmetic]
         for s in published.LOGIT_DIFFERENCES[name]:
             pairs = [(s.query, document) for document in s.documents]
@@ -133,7 +132,7 @@ class RerankerChecks:
         return self.model.scores(self.model.logits(states))
 
     def _library_ids(self, pairs: list[tuple[str, str]]) -> list[list[int]]:
-        """Of the system's part, the answer's, and each pair's body."""
+        """Tokenise the system's part, the answer's part, and each pair's body with the library."""
         bodies = [model_cards.reranker_body(*pair) for pair in pairs]
         around = [model_cards.RERANKER_SYSTEM, model_cards.RERANKER_ANSWER]
         return library_ids(self.model.checkpoint, [*around, *bodies])

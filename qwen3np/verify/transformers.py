@@ -1,4 +1,4 @@
-"""The stages and vectors of transformers' Qwen3. No other file of the package imports torch."""
+"""The stages and vectors of transformers' Qwen3; no other file of the package imports torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..runtime.stages import Answers, Stage, Texts
 
 
 def require_transformers() -> str:
-    """The versions of torch and transformers. Raises ImportError, saying what to install, without them."""
+    """Return the versions of torch and transformers, or raise ImportError that says what to install."""
     try:
         import torch
         import transformers
@@ -32,13 +32,20 @@ def require_transformers() -> str:
 def transformers_stages(
     texts: Texts, checkpoint: Checkpoint, dtype: str, answers: Answers = None
 ) -> Iterator[Stage]:
-    """The stages in transformers' Qwen3 in `dtype` ("float32", "float64") on the CPU, one layer's weights in
-    memory.
+    """Yield the stages of transformers' Qwen3 on the CPU, with one layer's weights in memory at a time.
 
     A Qwen3Model of one layer is given each layer's weights in turn, read by the safetensors library, so that
     neither this package's loader nor its arithmetic has a part in it. The model makes the causal mask and the
-    rotary table itself. (In float64 too its RMSNorm and rotary table are float32, as in the source.) Raises
-    ImportError without torch and transformers.
+    rotary table itself. (In float64 too its RMSNorm and rotary table are float32, as in the source.)
+
+    Args:
+        texts: The token ids of each text.
+        checkpoint: The model's files.
+        dtype: "float32" or "float64".
+        answers: A reranker's token ids of "yes" and "no".
+
+    Raises:
+        ImportError: torch or transformers is not installed.
     """
     require_transformers()
     import torch
@@ -76,9 +83,14 @@ def transformers_stages(
 
 
 def transformers_vectors(folder: str | Path, texts: Texts, dtype: str) -> NDArray[np.float64]:
-    """Unit vectors [texts, hidden_size] of transformers' whole model, loaded in `dtype` ("float32", ...).
+    """Return unit vectors [texts, hidden_size] of transformers' whole model, loaded in `dtype`.
 
     In that precision from the files: a bfloat16 model that is cast up keeps bfloat16 rotary frequencies.
+
+    Args:
+        folder: The model's folder.
+        texts: The token ids of each text.
+        dtype: "float32", "bfloat16", ...
     """
     require_transformers()
     import torch
@@ -93,8 +105,11 @@ def transformers_vectors(folder: str | Path, texts: Texts, dtype: str) -> NDArra
 
 
 class _TorchTensors:
-    """A checkpoint's tensors as the safetensors library reads them. A file is open only while a tensor of it
-    is in use, so that no more than one tensor's pages stay in memory."""
+    """A checkpoint's tensors as the safetensors library reads them.
+
+    A file is open only while a tensor of it is in use, so that no more than one tensor's pages
+    stay in memory.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._where: dict[str, tuple[Path, str]] = {}
@@ -109,7 +124,7 @@ class _TorchTensors:
 
 
 def _keep_outputs(model: Any) -> dict[str, list[Any]]:
-    """The outputs of layer 0 and its two halves, as they come: by forward hooks."""
+    """Collect the outputs of layer 0 and of its two halves, by forward hooks."""
     kept: dict[str, list[Any]] = {"layers.0.self_attn": [], "layers.0.mlp": [], "layers.0": []}
     for name, outputs in kept.items():
 
