@@ -1,6 +1,9 @@
-"""Ratios that survive noise. Machines swing by a factor of two for minutes: a time means little, but what is
-measured in turns is disturbed together. A ratio is the median, over rounds, of two times of the same round;
-its interval is the percentile bootstrap's over rounds (Efron and Tibshirani 1993, chapter 13)."""
+"""Ratios that survive noise.
+
+Machines swing by a factor of two for minutes: a time means little, but what is measured in turns is disturbed
+together. A ratio is the median, over rounds, of two times of the same round; its interval is the percentile
+bootstrap's over rounds (Efron and Tibshirani 1993, chapter 13).
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,10 @@ class Ratio(NamedTuple):
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
-    """How many times as fast `ours` is, of seconds by rounds: as many as both have. The same numbers give the
-    same interval."""
+    """How many times as fast `ours` is, of seconds by rounds: as many as both have.
+
+    The same numbers give the same interval.
+    """
     rounds = min(len(theirs), len(ours))
     of_rounds = np.divide(theirs[:rounds], ours[:rounds])
     drawn = np.random.default_rng(0).choice(of_rounds, (RESAMPLES, rounds))

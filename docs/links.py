@@ -1,7 +1,8 @@
-"""mkdocs: pages link to files of the repository, as GitHub shows them. Here those become part of the site.
+"""Links of the pages, for mkdocs: files outside docs/ that pages link to become part of the site.
 
-docs/ is the site's root, and what is outside it keeps its path: ../kernels/matmul.py -> kernels/matmul.py.
-A link to a file that does not exist fails the build (--strict).
+Pages link to files of the repository as GitHub shows them. docs/ lies at the site's root, and what is outside
+it keeps its path: ../kernels/matmul.py -> kernels/matmul.py. A link to a file that does not exist fails the
+build (--strict).
 """
 
 import posixpath
