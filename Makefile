@@ -18,11 +18,11 @@ lint:
 	ruff check .
 	ruff format --check --quiet .
 	python benchmarks/readme.py --check
-	work=$$(mktemp -d) && trap 'rm -rf $$work' EXIT && \
+	work=$$(mktemp -d) && trap "rm -rf $$work && $(CLEAN)" EXIT && \
 	$(PIP) install --quiet --no-deps --target $$work/package . && \
 	(cd $$work/package && mypy --config-file $(CURDIR)/pyproject.toml -p qwen3np) && \
-	python -m build --outdir $$work/dist . > $$work/log && twine check --strict $$work/dist/*
-	$(CLEAN)
+	{ python -m build --outdir $$work/dist . > $$work/log 2>&1 || { cat $$work/log; false; }; } && \
+	twine check --strict $$work/dist/*
 
 test:
 	pytest -q

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs/architecture.svg"
 EDGE, INK = "#7d8590", "#1f2328"  # of lines, readable on GitHub's light and dark pages; of words in a box
 BLUE, GREEN, SAND = "#cfe4ff", "#d3efd6", "#f5e6c8"
-LEFT, WIDTH, KERNELS, KERNEL_WIDTH, GAP, INSET = 24, 410, 480, 340, 22, 26
+LEFT, WIDTH, KERNELS, KERNEL_WIDTH, GAP, INSET = 24, 410, 480, 356, 22, 26
 
 
 class Box(NamedTuple):

@@ -1,6 +1,6 @@
 """The matrix product, rung by rung: from the textbook's loop to what the engine runs.
 
-    python benchmarks/ladder.py    one thread, a minute; writes benchmarks/results/ladder.json
+    OPENBLAS_NUM_THREADS=1 python benchmarks/ladder.py    a minute; writes benchmarks/results/ladder.json
 
 Every rung computes the same y = x W^T, q_proj of the 0.6B for 48 tokens. It is compared with float64 before
 it is timed.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,8 @@ def lines(results: dict[str, Any]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+        raise SystemExit("NumPy would take all cores: OPENBLAS_NUM_THREADS=1 python benchmarks/ladder.py")
     measured = measure()
     RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
     print(table(HEADER, lines(measured)))

@@ -104,13 +104,13 @@ def speed() -> str:
     shown, folded = [], []
     for title, table in report.tables(results).items():
         if title in report.FOLDED:
-            folded.append(f"<details><summary>{title}</summary>\n\n{table}\n\n</details>")
+            folded.append(f'<details markdown="1"><summary>{title}</summary>\n\n{table}\n\n</details>')
         else:
             shown.append(f"**{title}**\n\n{table}")
     kernels = json.loads(micro.RESULTS.read_text())
     table = report.markdown(micro.HEADER, micro.lines(kernels))
     text = f"{table}\n\n{describe(kernels['about'], micro.PACKAGES)}"
-    folded.append(f"<details><summary>The kernels alone</summary>\n\n{text}\n\n</details>")
+    folded.append(f'<details markdown="1"><summary>The kernels alone</summary>\n\n{text}\n\n</details>')
     growth = "![speed, time and memory against tokens](../benchmarks/results/growth.png)"
     return "\n\n".join([*shown, describe(results["about"]), growth, *folded])
 

@@ -54,7 +54,7 @@ class AmxTiles:
         self._call("tilezero", ir.Constant(i8, tile))
 
     def load(self, tile: int, address: Any, passing: bool = False) -> None:
-        """Load a tile; `passing` hints not to keep it in L1, where it would displace what is used again."""
+        """Load a tile; `passing` hints not to keep it in L1, for what is used again to stay there."""
         name = "tileloaddt164" if passing else "tileloadd64"
         self._call(name, ir.Constant(i8, tile), address, ir.Constant(i64, 64))
 
@@ -272,7 +272,7 @@ def _block(panels: int, passing: bool) -> Any:
 
 
 def tiled(array: Any) -> bool:
-    """Tell whether a Numba array type is that of a left-hand side in tiles: weights, keys or values."""
+    """Tell whether a Numba array type is a left-hand side in tiles: weights, keys or values."""
     return array.dtype == types.uint16 and array.ndim >= 5
 
 

@@ -46,7 +46,7 @@ LOG2_E = np.float32(1.44269504088896341)
 
 
 class Memory(NamedTuple):
-    """A thread's scratch. An entry is one query head of one panel: panel by panel, heads one by one."""
+    """A thread's scratch. An entry is a query head of a panel: panel by panel, heads one by one."""
 
     scores: Any  # [MAX_HEADS, CHUNK, 16] of the heads at hand; with float32, then their probabilities
     sums: Any  # [entry, H', 16] of values times probabilities
@@ -112,7 +112,7 @@ def _parts_and_rows(values):
 
 
 def of_kind(lhs, float32, parts):
-    """Choose one of two by what `lhs` (keys or values) is multiplied by: float32, or bfloat16 parts."""
+    """Choose one of two by what multiplies `lhs` (keys or values): float32, or bfloat16 parts."""
 
 
 @overload(of_kind, jit_options={"nogil": True})
@@ -243,10 +243,11 @@ def _probs_times_values(values, chunk, take, p, p_at, p_step, sums, sums_at):
 
 @inline
 def softmax_chunk(mine, t, entry, chunk, slots, scale, rows, values, parts):
-    """Turn the scores of head t of those at hand into probabilities, relative to the largest score so far.
+    """Turn the scores of a query head, number t of those at hand, into probabilities.
 
-    The entry's state (the largest score, the sum of probabilities) and its sums of values are rescaled to the
-    new largest score. In powers of two: e^(x - y) is 2^(x log2 e - y log2 e), and `scale` holds log2 e.
+    They are relative to the largest score so far: the entry's state (that score, the sum of probabilities)
+    and its sums of values are rescaled to a new one. In powers of two: e^(x - y) is 2^(x log2 e - y log2 e),
+    and `scale` holds log2 e.
     """
     scores, at = mine.scores, t * CHUNK * 16
     end = at + (chunk.stop - chunk.start) * 16
@@ -299,7 +300,7 @@ def attend_chunk(q, q_at, keys, values, group, head_dim, first_entry, chunk, slo
 
 @inline
 def store_results(mine, first_entry, group, head_dim, rows, lane, next_lane, out, panel, row):
-    """Write the heads of one panel to `out`, from `row` on, in the lanes of one segment; others stay."""
+    """Write the heads of a panel to `out`, from `row` on, in the lanes of a segment; others stay."""
     here = load(LANE, 0)
     own = both(here >= splat(np.float32(lane)), here < splat(np.float32(next_lane)))
     for g in range(group):
@@ -351,7 +352,7 @@ def attend_panels(q, panels, base, tokens, keys, values, head, group, head_dim, 
 
 @inline
 def attention(q, panels, tokens, keys, values, group, head_dim, out, scratch, me):
-    """out[p] = attention of the queries q[p], p < panels.count, on the keys and values of their sequences.
+    """out[p] = attention of the queries q[p] on the keys and values of their sequences.
 
     Tasks are handed out to the team's threads one by one, and there are at least two per thread: a panel's
     cost grows with its position in the sequence.

@@ -30,8 +30,7 @@ from .sources import source_hash
 logger = logging.getLogger("qwen3np")
 
 # Seconds to wait for a process that compiles the same: before that is said, and before this one compiles
-# too, by which nothing but the work is lost. Without an end, a process that is stopped would hold up all
-# others.
+# too (which wastes work, no more). Without an end, a process that is stopped would hold up all others.
 QUIET_WAIT, LONGEST_WAIT = 2, 180
 
 

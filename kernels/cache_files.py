@@ -49,7 +49,7 @@ def folders() -> list[Path]:
 
 
 def find(name: str) -> Iterator[bytes]:
-    """Yield what was kept under this name, from any of the folders; not what is damaged or cannot be read."""
+    """Yield what was kept under this name, in any folder; not what is damaged or cannot be read."""
     for folder in folders():
         path = folder / name
         try:

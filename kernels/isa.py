@@ -64,7 +64,7 @@ def available() -> list[str]:
 
 
 def others() -> list[str]:
-    """List the paths with other code than the default's that a process on this CPU can be started with."""
+    """List the paths that a process here can be started with, of other code than the default's."""
     startable = [path for path in PATHS if path == AVX2 or not _missing(path)]
     return [p for p in startable if p != choose("high") and (p != AVX2 or has_feature("avx512f"))]
 

@@ -12,8 +12,8 @@ H' is H padded to 16. For CPUs that multiply pairs of bfloat16 the rows are in p
     keys      [K, S/16, H/2, 32]
     values    [K, H'/16, S/2, 32]
 
-For AMX they are tiles (amx.py), uint16, in as many parts as the queries and the probabilities; H' is H padded
-to 32:
+For AMX they are tiles (amx.py), uint16, in as many parts as the queries and the probabilities, and H' is a
+multiple of 32:
 
     keys      [K, S/32, parts, H'/32, 2, 16, 32]
     values    [K, parts, H'/32, S/32, 2, 16, 32]

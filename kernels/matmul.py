@@ -55,7 +55,7 @@ def widen_pairs(typingctx, w, w_at, wide, at):
 
 
 def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
-    """Make a function for the Numba types of W and x: tile n of W, 16 rows, times `panels` panels of x.
+    """Make a function for the types of W and x: tile n of W, 16 rows, times `panels` panels of x.
 
     It takes flat indexes of x and y, and scratch: room for 16 widened rows of W from wide_at on.
     """
@@ -119,7 +119,7 @@ def matmul_add(w, x, y, panels, scratch, me):
 
 
 def matmul_swiglu(w, x, y, count, scratch, me):
-    """y[p] = silu(gate x[p]) * (up x[p]) for `count` panels, as an operand; this thread's share of the rows.
+    """y[p] = silu(gate x[p]) * (up x[p]), `count` panels of an operand; this thread's share.
 
     W holds gate and up in turns, 16 rows of each.
     """
@@ -129,7 +129,7 @@ RESULTS = WIDEN_FOR * 2 * TILE  # float32 values of scratch for 32 rows of each 
 
 
 def scratch_size(panels: int, K: int) -> int:
-    """The float32 values of scratch that a thread needs, for `panels` panels of up to K rows at a time."""
+    """The float32 values of scratch that a thread needs for `panels` panels of up to K rows."""
     return max(panels * 2 * TILE, RESULTS + K * ROWS)
 
 

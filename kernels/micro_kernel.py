@@ -252,7 +252,7 @@ def micro_kernel(rows: int, panels: int, mode: str, kind: str, sum_block: int) -
 
 @cache
 def sixteen_rows(panels: int, mode: str, kind: str, sum_block: int) -> Any:
-    """Make a function of 16 rows: micro-kernels of as many rows as the registers hold, then of the rest."""
+    """Make a function of 16 rows: micro-kernels of as many as the registers hold, then the rest."""
     rows = BLOCK_ROWS[panels]
     left = ROWS % rows
     block = micro_kernel(rows, panels, mode, kind, sum_block)

@@ -44,7 +44,7 @@ ROWS = 16  # of a weight matrix, side by side in the packed layout
 
 
 class Panels(NamedTuple):
-    """A range of panels: [first, first + count) of the packed batch, [0, count) of a block's own arrays."""
+    """A block: panels [first, first + count) of the batch, [0, count) of arrays for one block."""
 
     first: int
     count: int  # type: ignore[assignment]  # and not tuple.count
@@ -81,7 +81,7 @@ def pairs(typingctx, even, odd):
 
 @intrinsic
 def bf16_remainder(typingctx, x):
-    """What rounding x to bfloat16 leaves: exact, and zero where x is not finite (nothing is to be added)."""
+    """What rounding x to bfloat16 leaves, exactly; zero where x is not finite."""
 
     def codegen(context, b, sig, args):
         left = b.fsub(args[0], widen_bfloat16(b, round_to_bfloat16(b, args[0])))

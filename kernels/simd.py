@@ -118,7 +118,7 @@ def widen_bfloat16(b: Any, bits: Any) -> Any:
 
 
 def pointer(context: Any, b: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """The address of flat element `index` of a C-contiguous array: a GEP from its base (numba #10695)."""
+    """The address of flat element `index` of a contiguous array: a GEP from its base (numba #10695)."""
     return b.gep(context.make_array(array_type)(context, b, array).data, [index])
 
 

@@ -1,4 +1,4 @@
-"""What a kernel is compiled from: the source of its module and of all that it imports of this package."""
+"""What a kernel is compiled from: its module's source, and all that it imports of this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGE = __name__.partition(".")[0]
 
 @cache
 def source_hash(module: str) -> str:
-    """A hash that changes with every source file whose code or constants may be in a kernel of `module`.
+    """A hash of the source files whose code or constants may be in a kernel of `module`.
 
     It does not change with the folder the files lie in, nor with their times.
     """
@@ -39,9 +39,10 @@ def _with_imports(module: str) -> dict[str, bytes]:
 
 @cache
 def _read(module: str) -> tuple[bytes, set[str]]:
-    """A module's source, and the modules of this package that it imports, wherever the statement stands.
+    """A module's source, and the modules of this package that it imports.
 
-    Where a frozen application has no source: its bytecode, and the kernels that are loaded.
+    An import counts wherever it stands. Where a frozen application has no source: its bytecode, and the
+    kernels that are loaded.
     """
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.loader is not None, module

@@ -1,4 +1,4 @@
-"""A team of threads that run the same kernel side by side, each on its share, with barriers between phases.
+"""A team: threads that run a kernel side by side, each on its share, with barriers between phases.
 
 One call from Python runs a whole forward pass: at 16 tokens a layer takes about a millisecond, and handing
 each of its eight phases to a thread pool would cost 30 microseconds apiece. A team is an int64 array with one
@@ -135,7 +135,7 @@ def wait(me):
 
 @inline
 def stopping(team):
-    """Tell whether the team was asked to stop; since the latest barrier all threads get the same answer."""
+    """Tell whether the team was asked to stop; all threads get one answer between two barriers."""
     return atomic_load(team, STOPPING) != 0
 
 

@@ -21,7 +21,7 @@ if not os.path.isdir(os.path.join(__path__[0], "kernels")):
     # A source checkout keeps kernels/ beside the package: `python -m qwen3np` works there too.
     __path__.append(os.path.dirname(__path__[0]))
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CheckpointError", "Embedder", "Reranker", "__version__", "quantization_ranges", "quantize_embeddings",
     "semantic_search",

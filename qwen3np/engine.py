@@ -188,8 +188,7 @@ def pooled_tokens(x, tokens, layer, w, work, dims, me):
 def load_prefix(prefix, layer, work, me):
     """Copy a cached prefix's keys and values to each sequence's slots.
 
-    Whole groups of 32 slots are copied: those past the prefix are overwritten later, behind the barriers of
-    keys_values.
+    Whole groups of 32 slots are copied: keys_values overwrites those past the prefix, behind its barriers.
     """
     if prefix.size > 0:
         cached, here = (prefix.keys[layer], prefix.values[layer]), (work.keys, work.values)
@@ -210,7 +209,7 @@ def store_prefix(prefix, layer, work, me):
 
 @entry_point
 def forward(w, dims, batch, work, team, thread, num_threads):
-    """Compute the final states: of the pooled tokens in work.pooled_x, or, with none, of all in work.x."""
+    """Compute the final states: of pooled tokens in work.pooled_x; with none, of all in work.x."""
     me, layers = Worker(team, thread, num_threads), w.input_layernorm.shape[0]
     pooling = batch.pooled_at.size > 0
     embed(work.x, batch.rows, me)

@@ -58,9 +58,8 @@ def rope_table(T, H, theta):
     """cos and sin of position * theta^(-2i/H), i = 0 .. H/2-1: two arrays [T, P]  (arXiv:2104.09864).
 
     Channel pair i rotates by one radian every theta^(2i/H) tokens: i = 0 every token, the last about every
-    million. Frequencies, angles and cosines are float32 values, whatever the weights: the published
-    arithmetic rounds the angles like this, and an exact table would differ from it by up to 1e-3 radians at
-    position 30000.
+    million. Frequencies, angles and cosines are float32 values, whatever the weights: the published code
+    rounds the angles like this. An exact table would differ by up to 1e-3 radians at position 30000.
     """
     exponents = np.arange(0, H, 2, dtype=np.float32) / np.float32(H)
     inv_freq = np.float32(1) / np.power(theta, exponents, dtype=np.float64).astype(np.float32)
@@ -111,7 +110,7 @@ def mlp(x_TD, gate_proj, up_proj, down_proj):
 
 
 def block(x_TD, layer, cos, sin, eps):
-    """One layer: attention and MLP each read a normalised copy of the residual stream and add to it."""
+    """One layer: attention and MLP each read a normalised copy of the residual stream, and add to it."""
     h_TD = rms_norm(x_TD, layer["input_layernorm"], eps)
     x_TD = x_TD + attention(h_TD, cos, sin, eps, **layer["self_attn"])
     h_TD = rms_norm(x_TD, layer["post_attention_layernorm"], eps)
@@ -132,17 +131,18 @@ def forward(texts, embed_tokens, layers, norm, eps, theta, head_dim):
 
 
 def pool(x_TD):
-    """The state of the last token, the appended <|endoftext|>: the only one that has seen the whole text."""
+    """The state of the last token, <|endoftext|>: the only one that has seen the whole text."""
     return x_TD[-1]
 
 
 def normalize(x_BD, dim=None):
-    """Unit vectors of the first `dim` dimensions: truncate, then normalise  (Matryoshka, arXiv:2205.13147).
+    """Unit vectors of the first `dim` dimensions: truncate, then normalise.
 
-    The model is trained so that any prefix of 32 or more dimensions is an embedding too.
+    The model is trained so that any prefix of 32 or more dimensions is an embedding too (Matryoshka,
+    arXiv:2205.13147).
     """
     x_BD = x_BD[..., :dim]
-    # In float64, and by cumsum, which adds in order: vectors of the engine have the same bits on every CPU.
+    # In float64, and by cumsum, which adds in order: the engine's vectors end here too, alike on every CPU.
     squared_B1 = np.cumsum(np.square(x_BD, dtype=np.float64), axis=-1)[..., -1:]
     length_B1 = np.maximum(np.sqrt(squared_B1), 1e-12)  # PyTorch's bound: a zero vector stays zero
     return x_BD / length_B1.astype(x_BD.dtype)

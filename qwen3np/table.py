@@ -13,7 +13,7 @@ LEAST = 16  # terminal columns that a text keeps, however narrow the terminal
 
 
 def terminal_columns(otherwise: int | None = None) -> int | None:
-    """The width of the terminal on stdout, or what COLUMNS says; `otherwise` where there is neither."""
+    """The terminal's width, or what COLUMNS says; `otherwise` where there is neither."""
     return shutil.get_terminal_size((otherwise or 0, 24)).columns or None
 
 

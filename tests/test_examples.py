@@ -1,4 +1,4 @@
-"""README.md's snippets and examples/: run as a user would, on a generated model."""
+"""The documents' snippets and examples/: run as a user would, on a generated model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ import pytest
 from qwen3np import Embedder, semantic_search
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODEL, RERANKER = "Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Reranker-0.6B"
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+SNIPPETS = [
+    pytest.param(snippet, id=f"{path.stem}-{number}")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for number, snippet in enumerate(
+        re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    )
+]
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_readme_snippet(tiny, tiny_reranker, tmp_path, monkeypatch, number):
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippet(tiny, tiny_reranker, tmp_path, monkeypatch, snippet):
     """In a folder of its own; the Hub ids stand for generated models here."""
     monkeypatch.chdir(tmp_path)
-    exec(PYTHON[number].replace(MODEL, str(tiny)).replace(RERANKER, str(tiny_reranker)), {})
+    exec(snippet.replace(MODEL, str(tiny)).replace(RERANKER, str(tiny_reranker)), {})
 
 
 @pytest.mark.examples

@@ -67,7 +67,7 @@ class Backend(Protocol):
 
 
 class NumpyBackend:
-    """The reference, reference.py. In memory are one layer's float32 weights and one head's S x S scores."""
+    """The reference. In memory are one layer's float32 weights and one head's S x S scores."""
 
     name, isa, matmul_precision, arithmetic, num_threads = "numpy", "numpy", "highest", "float32", 1
 

@@ -33,7 +33,7 @@ def read(path: Path) -> str:
 
 
 def own_groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
-    """Yield this process's group for "cpu" or "memory", then its parents, as far up as they can be seen.
+    """Yield this process's group for "cpu" or "memory", then its parents, as far as they are seen.
 
     On other systems than Linux there are none. `root` is where /proc and /sys are found.
     """
@@ -55,7 +55,7 @@ def own_groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
 
 
 def _memberships(root: Path) -> Iterator[tuple[int, set[str], str]]:
-    """Yield version, controllers and path of each line "number:controllers:path" of /proc/self/cgroup."""
+    """Yield version, controllers and path from the "number:controllers:path" of /proc/self/cgroup."""
     for line in read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

@@ -1,4 +1,4 @@
-"""How many threads this process should have: what the system gives it, and what the environment asks for."""
+"""How many threads this process should have, by what the system gives and the environment asks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def performance_cores(root: Path = Path("/")) -> int | None:
-    """How many of the cores work best on even shares; None if they are alike, or the system does not tell.
+    """How many cores work best on even shares; None if they are alike, or the system does not tell.
 
     k cores are k times as fast as the slowest of them: beside 6 performance cores, 8 efficiency cores with
     0.4 of their speed are best left out; beside 2, best taken. Threads are not bound to cores: Linux and
@@ -62,7 +62,7 @@ def performance_cores(root: Path = Path("/")) -> int | None:
 
 
 def cores_sharing_cache(root: Path = Path("/")) -> int:
-    """The fewest cores of this process that share one's largest cache; all if the system does not tell."""
+    """The fewest cores of this process that share a largest cache; all if the system does not tell."""
     cores = _affinity()
     shared = {}
     for cpu in cores:
@@ -73,7 +73,7 @@ def cores_sharing_cache(root: Path = Path("/")) -> int:
 
 
 def _speeds(root: Path) -> list[float]:
-    """The speed of each core of this process, in any unit: its capacity (on ARM), or its highest frequency.
+    """The speed of each core of this process: its capacity (on ARM), or its highest frequency.
 
     Threads on one core count once; Intel's efficiency cores half, as their multipliers are half as wide.
     """
@@ -110,9 +110,10 @@ def _sysctl(name: str) -> int | None:
 
 
 def environment_limits() -> list[int]:
-    """What OMP_NUM_THREADS and NUMBA_NUM_THREADS allow: Ray, joblib and batch systems set them for libraries.
+    """What OMP_NUM_THREADS and NUMBA_NUM_THREADS allow.
 
-    OMP's may be a list, for nested loops: its first number counts.
+    Ray, joblib and batch systems set them for libraries such as this one. OMP's may be a list, for nested
+    loops: its first number counts.
     """
     texts = [os.environ.get(name, "").split(",")[0] for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")]
     return [int(text) for text in texts if text.strip().isdecimal() and int(text) > 0]

@@ -16,8 +16,8 @@ PART_TOKENS = 1 << 20
 class Distinct:
     """The texts of a call without repetitions, longest first.
 
-    So texts of a micro-batch have like lengths, and one too large for the memory fails at once. An id takes 4
-    bytes.
+    So texts of a micro-batch have like lengths, and one too large for the memory fails at once. In memory an
+    id has 4 bytes.
 
     Attributes:
         rows: [texts of the call], each one's number among these.

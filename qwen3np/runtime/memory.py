@@ -73,7 +73,7 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _process_limits(root: Path) -> list[int]:
-    """The memory that the process's own limits leave (ulimit -v, ulimit -d; batch systems set them)."""
+    """The memory that the process's limits leave (ulimit -v, ulimit -d; batch systems set them)."""
     limits, status = (read(root / "proc/self" / file).splitlines() for file in ("limits", "status"))
     left = []
     for limit, usage in (("Max address space", "VmSize:"), ("Max data size", "VmData:")):

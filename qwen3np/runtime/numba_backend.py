@@ -160,13 +160,13 @@ class NumbaBackend:
         return self.pool.call(lambda job: [states(job, ids) for ids in texts])
 
     def with_threads(self, num_threads: int) -> NumbaBackend:
-        """Make a backend with its own threads and an empty prefix cache, on the same packed weights."""
+        """Make a backend on the same packed weights, with its own threads and prefix cache."""
         other = copy.copy(self)
         other.pool = Pool(num_threads, partial(Workspace, self._layout, self._none))
         return other
 
     def stages(self, texts: Sequence[Ids]) -> Iterator[Stage]:
-        """Yield the stages of stages.py, every layer for every token: `forward` to the bit, but slower."""
+        """Yield the stages, every layer computed for every token: `forward` to the bit, but slower."""
         yield from self.with_threads(self.num_threads)._stages(texts)  # forward may be called between two
 
     def _stages(self, texts: Sequence[Ids]) -> Iterator[Stage]:
@@ -208,7 +208,7 @@ class NumbaBackend:
         saved: CachedPrefix,
         every_token: bool = False,
     ) -> tuple[Any, ...]:
-        """The arguments of engine.forward up to `thread`: weights, dimensions, batch, work, counters."""
+        """The arguments of engine.forward: weights, dimensions, batch, work, the team's counters."""
         lengths = np.array([len(ids) for ids in texts])
         tables = team.workspace.tables(int(lengths.max()))
         batch = pack_batch(texts, cached, saved, self._embedding_rows, tables, every_token)

@@ -1,8 +1,7 @@
 """Packing: the tokens of several texts behind one another without padding, and where each is.
 
 Text b's own tokens, those behind a cached prefix, are tokens begins[b] .. ends[b] - 1 of the batch; its
-keys, the prefix's among them, have slots from first_slots[b] on. A panel is 16 tokens of the batch, whosever
-they are.
+keys, the prefix's among them, have slots from first_slots[b] on. A panel is any 16 tokens in a row.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A checkpoint's weights, packed for the kernels: once, layer by layer, without a second copy in memory."""
+"""Pack a checkpoint's weights for the kernels, layer by layer, without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pack_share(source: Any, packed: Any, tile: int, tile_step: int, thread: int,
 
 
 def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Allocate zeros, aligned, in memory of this process alone, in huge pages where the system gives them.
+    """Allocate aligned zeros in memory of this process alone, in huge pages where there are some.
 
     At 16 tokens a forward pass touches every page once. mmap's default, shared memory, gets no huge pages,
     and a forked child would write into its parent's.
@@ -76,9 +76,9 @@ def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 
 def as_uint32(matrix: NDArray[Any]) -> NDArray[np.uint32]:
-    """View rows as 32-bit words: float32 values, or pairs of bfloat16 (the last with a zero, if K is odd).
+    """View rows as 32-bit words: float32 values, or pairs of bfloat16.
 
-    They are read-only, as a mapped file is: one type for the kernel.
+    If K is odd, the last pair gets a zero. They are read-only, as a mapped file is: one type for the kernel.
     """
     if matrix.dtype == np.uint16 and matrix.shape[1] % 2:
         matrix = np.pad(matrix, ((0, 0), (0, 1)))

@@ -71,8 +71,8 @@ def prefixes_to_compute(
 ) -> Iterator[tuple[int, ...]]:
     """Yield the prefixes to compute before this batch.
 
-    They are `requested`, if all texts begin with it, and their common prefix, if caching it saves at least
-    MIN_TOKENS_SAVED tokens.
+    They are `requested`, if all texts begin with it, and their common prefix, if that saves MIN_TOKENS_SAVED
+    tokens or more.
     """
     common = common_prefix(texts)[:MAX_PREFIX]
     asked = tuple(requested)[:MAX_PREFIX]

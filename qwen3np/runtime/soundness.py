@@ -1,4 +1,4 @@
-"""Damaged weights, found by their results: a state that is not finite, or zero, and the tensor to blame.
+"""Damaged weights, found by their results: states that are zero or not finite.
 
 Looking at the results costs nothing; the weights are looked at, all of them, only once a result is bad.
 """
@@ -45,7 +45,7 @@ def check_states(
 
 
 def check_rows(rows: NDArray[Any], name: str, folder: Path) -> None:
-    """Raise CheckpointError if a row of a head is not finite, or zero: every score would be the same."""
+    """Raise CheckpointError if a head's row is not finite, or zero: all scores would be the same."""
     if not np.isfinite(rows).all() or not rows.any(axis=1).all():
         raise CheckpointError(
             f"{folder}: {name}: holds NaN, infinity or nothing but zeros; download the weights again"

@@ -35,7 +35,7 @@ Answers = tuple[int, int] | None
 def reference_stages(
     texts: Texts, weights: Weights, ref: ModuleType = reference, answers: Answers = None
 ) -> Iterator[Stage]:
-    """Yield the stages in the reference, in the precision of `weights`, with one layer's weights in memory.
+    """Yield the stages of the reference, in the precision of `weights`; one layer is in memory.
 
     Args:
         texts: token ids of each.

@@ -6,8 +6,7 @@ the first thread of a team, and is touched there alone.
 
 Python runs signal handlers on the main thread, never on a pool's, so the exception of one (Ctrl-C, a timeout)
 leaves nothing half done: wherever it strikes the caller, the job is cancelled, its threads stop at their next
-block, and the next job finds the workspaces in order. Kernels hold no GIL, so these threads are as good as C
-threads.
+block, and the next job finds the workspaces in order. Kernels hold no GIL: these threads run like C's.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _starting = threading.RLock()
 
 
 def _forked() -> None:
-    """Start anew in a child: it has one thread, none of a pool's, and another may have held the lock."""
+    """Start anew in a child: it has none of a pool's threads, and another may have held the lock."""
     global _forks, _starting
     _forks += 1
     _starting = threading.RLock()
@@ -65,7 +64,7 @@ class Team(Generic[Workspace]):
         self.workspace, self.counters = workspace, counters
 
     def run(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        """Run kernel(*arguments, thread, num_threads) on every thread of the team; return when all are done.
+        """Run kernel(*arguments, thread, num_threads) on every thread; return when all are done.
 
         Raises:
             Cancelled: the job is to end. Also whatever a thread raised.
@@ -82,7 +81,7 @@ class Team(Generic[Workspace]):
 
 
 class Job(Team[Workspace]):
-    """One call of a function on a pool's first thread, `function(job)`; and the team of all threads."""
+    """A call `function(job)` on a pool's first thread; and the team of all threads."""
 
     def __init__(self, function: Callable[[Job[Workspace]], Any], crew: _Crew) -> None:
         self._workspaces: list[Workspace] = crew.workspaces
@@ -249,7 +248,7 @@ class Pool(Generic[Workspace]):
         function: Callable[[Job[Workspace]], Result],
         progress: Callable[[int], object] = lambda steps: None,
     ) -> Result:
-        """Call function(job) on the pool's first thread, behind the jobs of other callers; return its result.
+        """Call function(job) on the pool's first thread, after others' jobs; return its result.
 
         What the function raises is raised here. An exception of a signal handler or of `progress` cancels the
         job, and is raised when no thread works on it any more.
