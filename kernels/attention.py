@@ -33,7 +33,7 @@ from .jit import inline
 from .kv_layout import KV_ALIGN, padded
 from .micro_kernel import kind_of, panels_at_once, product
 from .panels import Panels, pairs_of_rounded, rounded, store_lanes, store_parts
-from .simd import LANE, any_lane, both, exp2, fma, load, maximum, select, splat, store
+from .simd import LANE, any_lane, both, exp2, fma, load, maximum, negative, select, splat, store
 from .team import TASKS, atomic_add
 
 CHUNK = 256  # keys: their scores (16 KB a head) stay in L1, their values in L2
@@ -261,7 +261,7 @@ def softmax_chunk(mine, t, entry, chunk, slots, scale, rows, values, parts):
     before = splat(MASKED_SCORE) if chunk.fresh else load(mine.state, entry * 32)
     largest = maximum(maximum(maximum(m0, m1), maximum(m2, m3)) * scale, before)
     zero = splat(np.float32(0))
-    less, even_sum, odd_sum = zero - largest, zero, zero
+    less, even_sum, odd_sum = negative(largest), zero, zero
     part_step = end - at
     for i in range(0, end - at, 32):
         even = exp2(fma(load(scores, at + i), scale, less))

@@ -54,26 +54,37 @@ def widen_pairs(typingctx, w, w_at, wide, at):
     return types.void(w, types.intp, wide, types.intp), codegen
 
 
+def panel_by_panel(mode: str, kind: str) -> Any:
+    """Make a function: 16 rows of W times `panels` panels of x, as many at once as the registers hold."""
+    multiply = product(mode, kind)
+
+    @inline
+    def all_panels(panels, w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
+        p = 0
+        while p < panels:
+            take = panels_at_once(panels - p)
+            x_p, y_p = x_at + p * x_step, y_at + p * y_step
+            multiply(take, w, w_at, w_step, x, x_p, x_step, y, y_p, y_step, steps)
+            p += take
+
+    return all_panels
+
+
 def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
     """Make a function for the types of W and x: tile n of W, 16 rows, times `panels` panels of x.
 
     It takes flat indexes of x and y, and scratch: room for 16 widened rows of W from wide_at on.
     """
-    multiply = product(mode, kind_of(w, x))
+    multiply = panel_by_panel(mode, kind_of(w, x))
 
     @inline
     def in_registers(w, n, x, x_at, x_step, y, y_at, y_step, panels, scratch, wide_at):
         steps, tile = w.shape[1], w[0].size
-        p = 0
-        while p < panels:
-            take = panels_at_once(panels - p)
-            x_p, y_p = x_at + p * x_step, y_at + p * y_step
-            multiply(take, w, n * tile, tile // steps, x, x_p, x_step, y, y_p, y_step, steps)
-            p += take
+        multiply(panels, w, n * tile, tile // steps, x, x_at, x_step, y, y_at, y_step, steps)
 
     if kind_of(w, x) != "pairs" or not widens:
         return in_registers
-    multiply_wide = product(mode, "float32")
+    multiply_wide = panel_by_panel(mode, "float32")
 
     @inline
     def widened(w, n, x, x_at, x_step, y, y_at, y_step, panels, scratch, wide_at):
@@ -83,12 +94,7 @@ def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
         steps = w.shape[1]
         for k in range(steps):
             widen_pairs(w, (n * steps + k) * 32, scratch, wide_at + k * 32)
-        p = 0
-        while p < panels:
-            take = panels_at_once(panels - p)
-            x_p, y_p = x_at + p * x_step, y_at + p * y_step
-            multiply_wide(take, scratch, wide_at, 16, x, x_p, x_step, y, y_p, y_step, 2 * steps)
-            p += take
+        multiply_wide(panels, scratch, wide_at, 16, x, x_at, x_step, y, y_at, y_step, 2 * steps)
 
     return widened
 

@@ -28,6 +28,7 @@ from .simd import (
     i32,
     load,
     mask16,
+    negative,
     pointer,
     round_to_bfloat16,
     select,
@@ -64,7 +65,7 @@ class Tokens(NamedTuple):
 def silu(x):
     """x * sigmoid(x): reference.silu."""
     one = splat(np.float32(1))
-    return x / (one + exp(splat(np.float32(0)) - x))
+    return x / (one + exp(negative(x)))
 
 
 @intrinsic

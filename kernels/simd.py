@@ -30,7 +30,6 @@ i1, i8, i32, i64 = (ir.IntType(n) for n in (1, 8, 32, 64))
 f32 = ir.FloatType()
 v16 = ir.VectorType(f32, WIDTH)
 v16i = ir.VectorType(i32, WIDTH)
-v16m = ir.VectorType(i1, WIDTH)
 v16s = ir.VectorType(ir.IntType(16), WIDTH)
 
 

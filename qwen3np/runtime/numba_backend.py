@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from .cores import cores_sharing_cache
 from .memory import room_for
 from .micro_batches import MICRO_BATCH_TOKENS, Range, plan
 from .packed_batch import Ids, Integers, pack_batch, slot_count
-from .packed_weights import is_bfloat16, pack
+from .packed_weights import PackedWeights, is_bfloat16, pack
 from .prefix_cache import CachedPrefix, common_prefix, prefixes_to_compute
 from .progress import bar
 from .stages import Stage
@@ -30,6 +30,16 @@ PRECISIONS = ("highest", "high", "medium")
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 # bfloat16 parts of an activation, key or value in tiles. Pairs have one; 0 stands for float32.
 PARTS = {"highest": 3, "high": 2, "medium": 1}
+
+
+class Arguments(NamedTuple):
+    """What engine.forward takes before the thread's number."""
+
+    weights: PackedWeights
+    dims: engine.Dims
+    batch: engine.Batch
+    work: engine.Work
+    counters: NDArray[np.int64]
 
 
 class NumbaBackend:
@@ -147,7 +157,7 @@ class NumbaBackend:
         """Compute the states of the last tokens: a view of the work arrays."""
         arguments = self._arguments(team, texts, cached, saved)
         team.run(engine.forward, *arguments)
-        return self._rows(arguments[3].pooled_x, len(texts))
+        return self._rows(arguments.work.pooled_x, len(texts))
 
     def token_states(self, texts: Sequence[Ids]) -> list[NDArray[np.float32]]:
         """Token ids of each text -> the final states of all its tokens, [len(ids), hidden_size]."""
@@ -155,7 +165,7 @@ class NumbaBackend:
         def states(job: Job[Workspace], ids: Ids) -> NDArray[np.float32]:
             arguments = self._arguments(job, [ids], self._none, self._none, every_token=True)
             job.run(engine.forward, *arguments)
-            return self._rows(arguments[3].x, len(ids)).copy("C")
+            return self._rows(arguments.work.x, len(ids)).copy("C")
 
         return self.pool.call(lambda job: [states(job, ids) for ids in texts])
 
@@ -171,13 +181,13 @@ class NumbaBackend:
 
     def _stages(self, texts: Sequence[Ids]) -> Iterator[Stage]:
         none = self._none
-        *arguments, _ = self.pool.call(lambda job: self._arguments(job, texts, none, none, every_token=True))
-        work = arguments[3]
+        arguments = self.pool.call(lambda job: self._arguments(job, texts, none, none, every_token=True))
+        work = arguments.work
         sums = {"self_attn": np.zeros_like(work.x), "mlp": np.zeros_like(work.x)}
         ends = np.cumsum([len(ids) for ids in texts])
 
         def run(layer: int) -> NDArray[np.float32]:
-            whole = (layer, *arguments, *sums.values())
+            whole = (layer, *arguments[:-1], *sums.values())  # each job has counters of its own
             compile_for(engine.stage, (*whole, new_team(), 0, 1), self._variant)
             self.pool.call(lambda job: job.run(engine.stage, *whole, job.counters))
             return np.array(self._rows(work.x, ends[-1]))
@@ -207,13 +217,12 @@ class NumbaBackend:
         cached: CachedPrefix,
         saved: CachedPrefix,
         every_token: bool = False,
-    ) -> tuple[Any, ...]:
-        """The arguments of engine.forward: weights, dimensions, batch, work, the team's counters."""
+    ) -> Arguments:
         lengths = np.array([len(ids) for ids in texts])
         tables = team.workspace.tables(int(lengths.max()))
         batch = pack_batch(texts, cached, saved, self._embedding_rows, tables, every_token)
         work = team.workspace.work(len(batch.rows), len(texts), slot_count(lengths), team.num_threads)
-        return self._weights, self._dims, batch, work, team.counters
+        return Arguments(self._weights, self._dims, batch, work, team.counters)
 
     def _embedding_rows(self, ids: Integers) -> NDArray[Any]:
         """Rows of embed_tokens as stored, which engine.embed widens; float16 as float32.

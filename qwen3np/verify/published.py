@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..loading.model_cards import CARD_MODEL
+from ..loading.model_cards import CARD_MODEL, EMBEDDERS, RERANKERS, SIZES
 
 CARD_QUERIES = ["What is the capital of China?", "Explain gravity"]
 CARD_DOCUMENTS = [
@@ -221,12 +221,8 @@ LOGIT_DIFFERENCES: dict[str, list[LogitDifferences]] = {
 }
 
 # (hidden_size, intermediate_size, num_hidden_layers) -> the published model of that shape.
-SHAPES = {
-    (1024, 3072, 28): CARD_MODEL,
-    (2560, 9728, 36): "Qwen/Qwen3-Embedding-4B",
-    (4096, 12288, 36): "Qwen/Qwen3-Embedding-8B",
-}
-RERANKER_SHAPES = {shape: name.replace("Embedding", "Reranker") for shape, name in SHAPES.items()}
+SHAPES = {sizes[:3]: name for sizes, name in SIZES.items() if name in EMBEDDERS}
+RERANKER_SHAPES = {sizes[:3]: name for sizes, name in SIZES.items() if name in RERANKERS}
 
 # (text, whether with QUERY_PROMPT, ids), computed with the published tokenizer.json: that of the 0.6B (sha256
 # def76fb0...); that of the 4B and 8B (83cdf8c3...) gives the same.
