@@ -315,7 +315,7 @@ def publish(folder: Path, monkeypatch, error: float = 0.0) -> None:
 def test_published_scores_are_compared_when_the_hub_id_is_known(run, trained, monkeypatch):
     code, out, _ = run(trained)
     assert code == 0 and "5 published values among them" in out.splitlines()[-1]
-    publish(trained, monkeypatch, error=3e-5)
+    publish(trained, monkeypatch, error=1e-4)  # the tolerance is 1e-5, and 3e-5 for "high" on AMX
     code, out, _ = run(trained)
     assert code == 1 and bad_rows(out) == ["'Explain gr' x 'The capita' [1]"]
 
