@@ -184,9 +184,9 @@ class Tokenizer:
                     ids = next(short)
                     yield Leading(ids[:most], len(ids), True)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens included."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of token ids."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def truncate(self, ids: list[int], length: int) -> list[int]:
         """Return at most `length` of the ids, from the side that truncation_side keeps."""
