@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..embedder import Embedder
+from ..loading.texts import check_unicode
 from ..loading.tokenizer import TruncationCount
 from ..reranker import Reranker
 from ..runtime.soundness import check_states
@@ -39,6 +40,16 @@ class Truncation(NamedTuple):
     truncate: bool = False
     direction: str | None = None  # the side that is cut: "left" or "right"; None: the model's
     most: int | None = None  # tokens to keep; None: the model's
+
+
+class Token(NamedTuple):
+    """A token of a text: characters start to stop of it, or None for one that was added."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 class Served(Generic[Model]):
@@ -75,6 +86,31 @@ class Served(Generic[Model]):
                 "(--max-client-batch-size)",
                 field,
             )
+
+    def checked(self, ids: list[int], field: str, n: int) -> list[int]:
+        """Return a request's token ids; raise Failure where there are none, or unknown ones."""
+        size = self.model.config.vocab_size
+        if not ids:
+            raise Failure(EMPTY, f"{field}[{n}] has no token ids", field)
+        if bad := [i for i in ids if not 0 <= i < size]:
+            raise Failure(
+                VALIDATION, f"{field}[{n}] has token id {bad[0]}, and {self.name} has 0 to {size - 1}", field
+            )
+        return ids
+
+    def tokens(self, text: str, add_special_tokens: bool) -> list[Token]:
+        """Return the tokens of a text, and with add_special_tokens those that the model's tokenizer adds."""
+        tokenizer = self.model.tokenizer
+        check_unicode("inputs", text)
+        spans = tokenizer.spans(text)
+        found = [Token(i, text[start:stop], tokenizer.is_special(i), start, stop) for i, start, stop in spans]
+        if not add_special_tokens:
+            return found
+        before, after = (
+            [Token(i, tokenizer.decode([i]), tokenizer.is_special(i), None, None) for i in ids]
+            for ids in (tokenizer.before, tokenizer.after)
+        )
+        return [*before, *found, *after]
 
 
 class ServedEmbedder(Served[Embedder]):
@@ -129,9 +165,10 @@ class ServedEmbedder(Served[Embedder]):
         """
         self.check_count(texts, field)
         tokenizer, most = self.model.tokenizer, self.max_input_length
-        given = {n: self._checked(text, field, n) for n, text in enumerate(texts) if not isinstance(text, str)}
+        given = {n: self.checked(text, field, n) for n, text in enumerate(texts) if not isinstance(text, str)}
         strings = [
-            text if isinstance(text, str) else tokenizer.decode(given[n], skip_special_tokens=True) for n, text in enumerate(texts)
+            text if isinstance(text, str) else tokenizer.decode(given[n], skip_special_tokens=True)
+            for n, text in enumerate(texts)
         ]
         with refusing(field):
             encoded = tokenizer.encode(strings, UNLIMITED, prompt, UNCOUNTED)
@@ -143,22 +180,10 @@ class ServedEmbedder(Served[Embedder]):
         side = truncation.direction or tokenizer.truncation_side
         for n, ids in enumerate(encoded):
             if len(ids) > keep and not cut:
-                message = TOO_LONG.format(
-                    field=f"{field}[{n}]", found=len(ids), model=self.name, most=keep
-                )
+                message = TOO_LONG.format(field=f"{field}[{n}]", found=len(ids), model=self.name, most=keep)
                 raise Failure(VALIDATION, message, field)
             encoded[n] = truncated(ids, keep, side, len(tokenizer.before), len(tokenizer.after))
         return encoded
-
-    def _checked(self, ids: list[int], field: str, n: int) -> list[int]:
-        size = self.model.config.vocab_size
-        if not ids:
-            raise Failure(EMPTY, f"{field}[{n}] has no token ids", field)
-        if bad := [i for i in ids if not 0 <= i < size]:
-            raise Failure(
-                VALIDATION, f"{field}[{n}] has token id {bad[0]}, and {self.name} has 0 to {size - 1}", field
-            )
-        return ids
 
     def check_dimensions(self, dimensions: int | None) -> int | None:
         """Return the dimensions to keep, None for the model's own; raise Failure for what cannot be."""
@@ -170,7 +195,9 @@ class ServedEmbedder(Served[Embedder]):
             except ValueError as error:
                 raise ValueError(str(error).replace("truncate_dim", "dimensions")) from None
 
-    def vectors(self, states: States, dimensions: int | None = None, normalize: bool | None = None) -> Vectors:
+    def vectors(
+        self, states: States, dimensions: int | None = None, normalize: bool | None = None
+    ) -> Vectors:
         """Return the vectors [n, dimensions] of final states, as Embedder.encode does.
 
         Args:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from starlette.requests import Request
@@ -16,13 +17,14 @@ from ..embedder import Embedder
 from ..loading.hub import locate
 from ..loading.st_config import is_reranker
 from ..reranker import Reranker
-from .failures import BACKEND, NOT_FOUND, OVERLOADED, TIMEOUT, UNHEALTHY, WRONG_MODEL, Failure
+from .failures import BACKEND, NOT_FOUND, OVERLOADED, TIMEOUT, UNHEALTHY, VALIDATION, WRONG_MODEL, Failure
 from .scheduler import Closed, Job, Scheduler, States
 from .served import Served, ServedEmbedder, ServedReranker
 from .settings import Settings
 
 State = Literal["loading", "ready", "draining"]
 Kind = TypeVar("Kind", ServedEmbedder, ServedReranker)
+MOST_BYTES = 1 << 26  # of a request's states: 16,384 vectors of 1024, 180 MB of JSON
 WHERE = ("revision", "cache_folder", "token", "local_files_only")
 
 
@@ -81,6 +83,7 @@ class Service:
         self.error: BaseException | None = None
         self.served: list[ServedEmbedder | ServedReranker] = []
         self.scheduler: Scheduler | None = None
+        self.max_batch_tokens = 0
         self.started = time.time()
         self._on_step = on_step
 
@@ -94,11 +97,12 @@ class Service:
 
     def _load(self, loaded: Callable[[], object]) -> None:
         try:
-            names = self.settings.served_model_names or self.settings.models
+            names = self.settings.served_model_names or short_names(self.settings.models)
             for model, name in zip(self.settings.models, names, strict=True):
                 self.served.append(self._open(model, name))
             threads = max(served.model.backend.num_threads for served in self.served)
-            self.scheduler = Scheduler(self.settings.batch_tokens(threads), self._on_step)
+            self.max_batch_tokens = self.settings.batch_tokens(threads)
+            self.scheduler = Scheduler(self.max_batch_tokens, self._on_step)
             for served in self.served:  # memory is touched, and a model that cannot compute is found out, now
                 self.scheduler.submit(served.target, [[0, 1, 2]]).future.result()
             self.state = "ready"
@@ -143,6 +147,11 @@ class Service:
     def reranker(self, name: str | None = None) -> ServedReranker:
         """Return the reranker that a request means, as `embedder` does."""
         return self._find(ServedReranker, name)
+
+    def any(self, name: str | None = None) -> ServedEmbedder | ServedReranker:
+        """Return the model of that name, or else the first."""
+        self.check_ready()
+        return next((served for served in self.served if name in served.names), self.served[0])
 
     def _find(self, kind: type[Kind], name: str | None) -> Kind:
         self.check_ready()
@@ -189,9 +198,17 @@ class Service:
         self.check_ready()
         scheduler = self.scheduler
         assert scheduler is not None
+        rows = sum(map(len, ids)) if every_token else len(ids)
+        if (size := 4 * rows * served.model.config.hidden_size) > MOST_BYTES:
+            raise Failure(
+                VALIDATION,
+                f"the answer would hold {size >> 20} MB of numbers, and {MOST_BYTES >> 20} is the most: send "
+                "fewer texts per request",
+            )
         times: Times = request.state.times
+        numbers = {text: n for n, text in enumerate(dict.fromkeys(map(tuple, ids)))}  # equal texts are one
         try:
-            job = scheduler.submit(served.target, ids, prefix, every_token)
+            job = scheduler.submit(served.target, [list(text) for text in numbers], prefix, every_token)
         except Closed:
             self.state = "draining"
             self.check_ready()
@@ -201,7 +218,7 @@ class Service:
         states = await self._wait(request, job, scheduler)
         times.queue += job.queue_time
         times.inference += job.compute_time
-        return states
+        return [states[numbers[tuple(text)]] for text in ids]
 
     async def _wait(self, request: Request, job: Job, scheduler: Scheduler) -> States:
         done = asyncio.wrap_future(job.future)
@@ -243,9 +260,13 @@ class Service:
         return min(60, max(1, math.ceil(seconds)))
 
 
+def short_names(models: Sequence[str]) -> list[str]:
+    """Return Hub ids as they are, and folders by their last part, unless two have the same."""
+    names = [Path(model).resolve().name if Path(model).is_dir() else model for model in models]
+    return names if len(set(names)) == len(names) else list(models)
+
+
 async def _disconnected(request: Request) -> None:
     """Return when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
