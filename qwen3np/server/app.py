@@ -17,8 +17,8 @@ from .routes import about, ollama, openai, rerank, tei
 from .service import Service
 
 DESCRIPTION = (
-    "Qwen3-Embedding and Qwen3-Reranker on a CPU. [A page to try it](ui). Routes of text-embeddings-inference, "
-    "OpenAI, Cohere and Ollama."
+    "Qwen3-Embedding and Qwen3-Reranker on a CPU, for clients of text-embeddings-inference, OpenAI, Cohere "
+    "and Ollama. [A page to try it](ui)."
 )
 
 

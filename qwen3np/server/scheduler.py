@@ -285,7 +285,9 @@ def take(jobs: Sequence[Job], lane: int, budget: int) -> tuple[list[Job], list[i
 
     At least one text is taken, however large.
     """
-    of, numbers, tokens = [], [], 0
+    of: list[Job] = []
+    numbers: list[int] = []
+    tokens = 0
     for most in (budget // len(jobs), budget):
         for job in jobs:
             texts, mine = job._waiting[lane], 0

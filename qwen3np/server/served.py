@@ -9,14 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar, Union
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..embedder import Embedder
 from ..loading.texts import check_unicode
-from ..loading.tokenizer import TruncationCount
+from ..loading.tokenizer import Tokenizer, TruncationCount
 from ..reranker import Reranker
 from ..runtime.soundness import check_states
 from .failures import EMPTY, VALIDATION, Failure
@@ -24,7 +24,7 @@ from .scheduler import States, Target
 from .settings import Settings
 
 Model = TypeVar("Model", Embedder, Reranker)
-Text = Union[str, list[int]]
+Text: TypeAlias = "str | list[int]"
 Vectors = NDArray[np.float32]
 UNLIMITED = sys.maxsize
 UNCOUNTED = TruncationCount("texts", "", UNLIMITED)
@@ -65,7 +65,8 @@ class Served(Generic[Model]):
     kind = ""
 
     def __init__(self, model: Model, name: str, settings: Settings) -> None:
-        self.model, self.name, self.settings = model, name, settings
+        self.model: Model = model
+        self.name, self.settings = name, settings
         checkpoint, backend = model.checkpoint, model.backend
         self.target = Target(backend, lambda states, ids: check_states(states, ids, checkpoint, backend))
 
@@ -100,17 +101,19 @@ class Served(Generic[Model]):
 
     def tokens(self, text: str, add_special_tokens: bool) -> list[Token]:
         """Return the tokens of a text, and with add_special_tokens those that the model's tokenizer adds."""
-        tokenizer = self.model.tokenizer
+        tokenizer: Tokenizer = self.model.tokenizer
         check_unicode("inputs", text)
         spans = tokenizer.spans(text)
-        found = [Token(i, text[start:stop], tokenizer.is_special(i), start, stop) for i, start, stop in spans]
+        found: list[Token] = [
+            Token(i, text[start:stop], tokenizer.is_special(i), start, stop) for i, start, stop in spans
+        ]
         if not add_special_tokens:
             return found
-        before, after = (
-            [Token(i, tokenizer.decode([i]), tokenizer.is_special(i), None, None) for i in ids]
-            for ids in (tokenizer.before, tokenizer.after)
-        )
-        return [*before, *found, *after]
+
+        def added(ids: list[int]) -> list[Token]:
+            return [Token(i, tokenizer.decode([i]), tokenizer.is_special(i), None, None) for i in ids]
+
+        return [*added(tokenizer.before), *found, *added(tokenizer.after)]
 
 
 class ServedEmbedder(Served[Embedder]):

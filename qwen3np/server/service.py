@@ -221,8 +221,8 @@ class Service:
         return [states[numbers[tuple(text)]] for text in ids]
 
     async def _wait(self, request: Request, job: Job, scheduler: Scheduler) -> States:
-        done = asyncio.wrap_future(job.future)
-        gone = asyncio.ensure_future(_disconnected(request))
+        done: asyncio.Future[Any] = asyncio.wrap_future(job.future)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_disconnected(request))
         left = self.settings.request_timeout - request.state.times.total
         try:
             await asyncio.wait({done, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -232,8 +232,8 @@ class Service:
                 raise ClientGone
             raise Failure(
                 TIMEOUT,
-                f"not done within {self.settings.request_timeout:g} seconds (--request-timeout): send fewer or "
-                "shorter texts, or when less waits",
+                f"not done within {self.settings.request_timeout:g} seconds (--request-timeout): send fewer "
+                "or shorter texts, or when less waits",
                 retry_after=self.retry_after(),
             )
         except (ClientGone, Failure):

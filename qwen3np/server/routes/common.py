@@ -89,7 +89,7 @@ async def reranked(
     return scores, [int(i) for i in order], served, sum(map(len, ids))
 
 
-async def json_list(rows: Sequence[Any], entry: Callable[[int, Any], Any]) -> orjson.Fragment:
+async def json_list(rows: Sequence[Any] | NDArray[Any], entry: Callable[[int, Any], Any]) -> orjson.Fragment:
     """Write a JSON list, some rows at a time: others have their turn between.
 
     Args:

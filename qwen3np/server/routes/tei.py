@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Body
+from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -85,7 +85,9 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Response:
     service.check_ready()
     served = service.any(body.model)
     served.check_count(body.inputs, "inputs")
-    prompt = served.prompt(body.prompt_name, None) if body.prompt_name is not None else ""
+    prompt = ""
+    if body.prompt_name is not None:
+        prompt = service.embedder(body.model).prompt(body.prompt_name, None)
 
     def tokens() -> list[list[dict[str, Any]]]:
         with refusing("inputs"):
@@ -111,7 +113,7 @@ async def decode(request: Request, body: DecodeRequest) -> Response:
 
 @router.post("/", response_model=Any)
 @router.post("/invocations", response_model=Any)
-async def invocations(request: Request, body: dict[str, Any] = Body(...)) -> Response:
+async def invocations(request: Request, body: dict[str, Any]) -> Response:
     """Do what the body asks for: embed `inputs`, compare a `source_sentence`, or rerank for a `query`."""
     if "query" in body:
         return await rerank(request, _validated(RerankRequest, body))
