@@ -61,7 +61,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Answer HTTP clients of text-embeddings-inference, OpenAI, Cohere's rerank and Ollama, with an "
-        "embedding model, a reranker, or several of both. /ui is a page to try it, /docs describes the routes."
+        "embedding model, a reranker, or several of both. /ui is a page to try it, /docs lists the routes."
     )
     options.model_options(parser, None, otherwise=DEFAULTS.models[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help="Hub ids or folders, as --model")

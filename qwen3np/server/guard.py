@@ -247,8 +247,8 @@ class Guard:
     def _route(self, scope: Scope) -> str:
         """Return the route's path: that of a request for none could hold anything, a text too."""
         path: str = scope["path"]
-        openapi = getattr(scope.get("app"), "openapi", dict)
-        if path in OPEN or path in openapi().get("paths", ()):
+        app = scope.get("app")
+        if path in OPEN or (app is not None and path in app.openapi()["paths"]):
             return path
         return getattr(scope.get("route"), "path", "other")
 

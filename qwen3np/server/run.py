@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from .app import create_app
-from .guard import SMALL, Guard
+from .guard import LINGER, SMALL, Guard
 from .metrics import Metrics
 from .service import Service
 from .settings import Settings
@@ -64,7 +64,7 @@ def serve(settings: Settings) -> int:
         models = "; ".join(f"{served.name} ({served.model.backend!r})" for served in service.served)
         say(f"ready in {time.monotonic() - started:.1f} s: {models}")
 
-    with listener:
+    with listener, server.capture_signals():
         say(f"listening on {url(listener)} (loading {', '.join(settings.models)})")
         service.load(loaded)
         app.openapi()  # 0.2 s that the first request would wait for: the guard looks paths up
@@ -86,7 +86,7 @@ def assemble(settings: Settings) -> tuple[FastAPI, Service]:
     """Make the application with all around it, and its service, which is to `load` its models."""
     metrics = Metrics()
     service = Service(settings, metrics.step)
-    metrics.watch(lambda: service.scheduler and service.scheduler.load())
+    metrics.watch(lambda: service.scheduler.load() if service.scheduler else None)
     app = create_app(service, metrics)
     app.add_middleware(Guard, settings=settings, service=service, metrics=metrics)
     return app, service
@@ -109,9 +109,7 @@ def _what_to_do(error: OSError, port: int) -> str:
     if error.errno == errno.EACCES:
         return "ports below 1024 are the system's; take another with --port"
     if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
-        return (
-            "it is not this machine's; --hostname 127.0.0.1 listens for this machine, 0.0.0.0 for its network"
-        )
+        return "no address of this machine; --hostname 127.0.0.1 is for this machine, 0.0.0.0 for its network"
     return error.strerror or str(error)
 
 
@@ -191,11 +189,12 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
     except ImportError:
         from uvicorn.protocols.http.h11_impl import H11Protocol as base
 
-    class Protocol(base):  # type: ignore[misc]
+    class Protocol(base):
         """A connection. It waits for a head unless `cycle`, a request and its answer, is not complete."""
 
         _timer: asyncio.TimerHandle | None = None
         _head = 0  # bytes
+        _refused = False
 
         @property
         def _answering(self) -> bool:
@@ -206,11 +205,13 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
             self._watch()
 
         def data_received(self, data: bytes) -> None:
+            if self._refused:
+                return
             if not self._answering:
                 data = UPGRADE.sub(IGNORED, data, 1)
             super().data_received(data)
             self._head = 0 if self._answering else self._head + len(data)
-            if self._head > MOST_HEAD and not self.transport.is_closing():
+            if self._head > MOST_HEAD and not self._refused:
                 self._refuse("431 Request Header Fields Too Large", f"the head is over {SMALL} bytes")
             self._watch()
 
@@ -242,10 +243,12 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
                 self._timer = None
 
         def _refuse(self, status: str, message: str) -> None:
-            """Answer what is not a request; there is no path whose form would be asked for."""
+            """Answer what is not a request, and linger as the guard does. No path tells the answer's form."""
+            self._refused = True
             body = orjson.dumps({"error": message, "error_type": "Validation"})
             head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-            self.transport.close()
+            self.transport.write_eof()
+            self.loop.call_later(LINGER, self.transport.close)
 
     return Protocol
