@@ -135,6 +135,17 @@ def test_one_call_does_not_drop_what_it_has_kept(cache):
     assert computed(texts, call(cache, texts)) < sum(map(len, texts)) - 100 * len(kept)
 
 
+def test_the_least_recently_used_are_dropped(cache):
+    queries = [new(300) for _ in range(4)]
+    for query in queries:
+        for text in pairs(query, 2):
+            call(cache, [text])
+        texts = pairs(queries[0], 1)
+        assert computed(texts, call(cache, texts)) == 30
+    assert [len(cache.longest(query)) for query in queries] == [300, 0, 300, 300]
+    assert len(cache) <= CAPACITY
+
+
 def test_what_is_remembered_is_bounded(cache, monkeypatch):
     monkeypatch.setattr(prefix_cache, "REMEMBERED", 20)
     first = new(600)
