@@ -219,7 +219,9 @@ class EmbeddingsRequest(Prompted):
     """Texts to embed, as OpenAI takes them; `messages` in place of `input`, as vLLM does."""
 
     input: TextsOrIds = None
-    messages: list[dict[str, Any]] | None = Field(None, description="one text, as the parts of messages")
+    messages: list[dict[str, Any]] | list[list[dict[str, Any]]] | None = Field(
+        None, description="one text, as the parts of messages; or a list of such texts"
+    )
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, description="how many leading dimensions to keep (32 and more)")
     user: str | None = None
@@ -229,7 +231,10 @@ class EmbeddingsRequest(Prompted):
         if (self.input is None) == (self.messages is None):
             raise Failure(VALIDATION, "give input: a text, or a list of texts", "input")
         if self.messages is not None:
-            return [_text_of(self.messages)]
+            several: list[Any] = self.messages
+            if not (several and isinstance(several[0], list)):
+                several = [several]
+            return [_text_of(one) for one in several]
         found: list[str | list[int]] = self.input
         if not accept_token_ids and any(not isinstance(text, str) for text in found):
             raise Failure(
@@ -364,3 +369,10 @@ class OpenAIErrorOf(BaseModel):
     message: str
     code: int
     type: str
+    detail: str
+
+
+class OllamaErrorOf(BaseModel):
+    """What is wrong, as Ollama says it."""
+
+    error: str
