@@ -69,6 +69,17 @@ def id_lists_of(value: Any) -> list[list[int]]:
     return value
 
 
+def conversations_of(value: Any) -> list[list[dict[str, Any]]] | None:
+    """Return a list of conversations, each a list of messages, for one or several of them."""
+    if value is None:
+        return None
+    several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    for messages in several:
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise ValueError("must be a list of messages, or a list of such lists")
+    return several
+
+
 def _found(value: Any) -> str:
     """Name a JSON value's type; never what it holds."""
     names = {bool: "a truth value", int: "a number", float: "a number", dict: "an object", list: "a list"}
@@ -109,6 +120,20 @@ Documents = Annotated[
                 ]
             },
             "examples": [["The capital of China is Beijing.", "Gravity is a force."]],
+        }
+    ),
+]
+MESSAGES_SCHEMA = {"type": "array", "items": {"type": "object"}, "minItems": 1}
+Conversations = Annotated[
+    Any,
+    AfterValidator(conversations_of),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                MESSAGES_SCHEMA,
+                {"type": "array", "items": MESSAGES_SCHEMA, "minItems": 1},
+                {"type": "null"},
+            ]
         }
     ),
 ]
@@ -219,9 +244,7 @@ class EmbeddingsRequest(Prompted):
     """Texts to embed, as OpenAI takes them; `messages` in place of `input`, as vLLM does."""
 
     input: TextsOrIds = None
-    messages: list[dict[str, Any]] | list[list[dict[str, Any]]] | None = Field(
-        None, description="one text, as the parts of messages; or a list of such texts"
-    )
+    messages: Conversations = Field(None, description="one text, as the parts of messages; or several such")
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, description="how many leading dimensions to keep (32 and more)")
     user: str | None = None
@@ -231,10 +254,7 @@ class EmbeddingsRequest(Prompted):
         if (self.input is None) == (self.messages is None):
             raise Failure(VALIDATION, "give input: a text, or a list of texts", "input")
         if self.messages is not None:
-            several: list[Any] = self.messages
-            if not (several and isinstance(several[0], list)):
-                several = [several]
-            return [_text_of(one) for one in several]
+            return [_text_of(messages) for messages in self.messages]
         found: list[str | list[int]] = self.input
         if not accept_token_ids and any(not isinstance(text, str) for text in found):
             raise Failure(
