@@ -318,9 +318,9 @@ def test_mteb(url, folder, embedder, reranker):
 
 
 def test_answers_are_as_the_schema_says(url, tmp_path):
-    """To some thousand requests that schemathesis makes of it, many of them not meant well: no 5xx."""
+    """To more than a thousand requests that schemathesis makes of it, many of them not meant well: no 5xx."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", checks]
-    command += ["--seed", "1", "--max-examples", "20", "--phases", "examples,coverage,fuzzing"]
+    command += ["--seed", "1", "--max-examples", "10", "--phases", "examples,coverage,fuzzing"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=5 * TIMEOUT)
     assert run.returncode == 0, run.stdout + run.stderr
