@@ -127,15 +127,7 @@ MESSAGES_SCHEMA = {"type": "array", "items": {"type": "object"}, "minItems": 1}
 Conversations = Annotated[
     Any,
     AfterValidator(conversations_of),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                MESSAGES_SCHEMA,
-                {"type": "array", "items": MESSAGES_SCHEMA, "minItems": 1},
-                {"type": "null"},
-            ]
-        }
-    ),
+    WithJsonSchema({"anyOf": [MESSAGES_SCHEMA, {"type": "array", "items": MESSAGES_SCHEMA, "minItems": 1}]}),
 ]
 IdLists = Annotated[
     Any,
@@ -242,6 +234,10 @@ class DecodeRequest(Body):
 
 class EmbeddingsRequest(Prompted):
     """Texts to embed, as OpenAI takes them; `messages` in place of `input`, as vLLM does."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]}
+    )
 
     input: TextsOrIds = None
     messages: Conversations = Field(None, description="one text, as the parts of messages; or several such")
