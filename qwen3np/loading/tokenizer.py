@@ -184,9 +184,19 @@ class Tokenizer:
                     ids = next(short)
                     yield Leading(ids[:most], len(ids), True)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens included."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of token ids."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """Return the tokens of a text as (id, start, stop); start and stop count its characters."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [(i, *offsets) for i, offsets in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def is_special(self, token_id: int) -> bool:
+        """Return whether a token is one of the special ones, which `skip_special_tokens` leaves out."""
+        token = self._tokenizer.get_added_tokens_decoder().get(token_id)
+        return token is not None and token.special
 
     def truncate(self, ids: list[int], length: int) -> list[int]:
         """Return at most `length` of the ids, from the side that truncation_side keeps."""
