@@ -46,6 +46,7 @@ PREFIX = 60  # tokens of instruction and query together
 DOCUMENTS = {16: (200, 50), 128: (60, 20)}  # tokens -> requests of one query, and of a new instruction each
 SECONDS = {"a run": 15.0, "a peer": 120.0, "alone": 60.0, "mixed": 90.0}
 QUICK = {"a run": 2.0, "a peer": 0.0, "alone": 5.0, "mixed": 10.0}
+PARTS = "throughput", "prompted", "alone", "mixed", "rerank"
 FEWEST_ALONE, MOST_ALONE = 10, 200  # requests of one client
 
 
@@ -54,7 +55,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         self.folder, self.reranker = args.model, args.reranker
-        self.seconds = QUICK if args.quick else SECONDS
+        self.seconds, self.mixed_rounds = (QUICK, 1) if args.quick else (SECONDS, 2)
         self.tokenizer = EmbeddingTokenizer(args.model / "tokenizer.json", VOCABULARY + 669)
         self.results: dict[str, Any] = {"about": about(THREADS), "model": args.model.name}
         # Where two precisions are the same code, one is measured.
@@ -135,6 +136,10 @@ class Bench:
             say(f"{name}: {whole / row['median']:.1f} texts/s")
         self.results.setdefault("throughput", []).extend(rows)
 
+    def prompted(self) -> None:
+        """The same behind the model's prompt for queries."""
+        self.throughput("query")
+
     def texts(self, kind: str) -> Texts:
         """Return the texts of a kind of rounds."""
         return Texts(self.tokenizer, kind)
@@ -182,17 +187,17 @@ class Bench:
 
     # ---- lengths mixed
 
-    def mixed(self, rounds: int) -> None:
+    def mixed(self) -> None:
         """Queries at LOAD of what FEW clients get, with and without a long text after another."""
         name = next(iter(self.offline))
         server = self.servers[name]
-        row = next(r for r in self.results["throughput"] if r["contender"] == f"{name}, {FEW} clients")
-        rate = LOAD * row["texts"] / row["median"]
-        queries = Served(server, False, 1)
+        queries = Served(server, False, FEW)
+        count = self.fitting(queries, FEW, 4 * FEW, 64 * FEW)
+        rate = LOAD * count / queries.encode(self.texts("mixed")(0, count))[0]
         latencies: dict[str, list[float]] = {"alone": [], "with": []}
         lasted: list[float] = []
         rng = np.random.default_rng(0)
-        for turn in range(rounds):
+        for turn in range(self.mixed_rounds):
             for kind in rng.permutation(list(latencies)):
                 gaps = rng.exponential(1 / rate, int(rate * self.seconds["mixed"]))
                 requests = [queries.request(text) for text in self.texts(f"mixed {kind}")(turn, len(gaps))]
@@ -215,14 +220,16 @@ class Bench:
         "nothing kept" is a server that keeps no prefix, and gets the same requests. "a new instruction each"
         has as many tokens, of which the server knows the system part and a digit or two of the instruction.
         """
+        if not self.reranker:
+            return say("left out: there is no --reranker")
         name = next(iter(self.offline))
         tokenizer = RerankerTokenizer(self.reranker / "tokenizer.json", VOCABULARY + 669)
         with contextlib.ExitStack() as stack:
             command = keeps_nothing(ours(self.reranker, options=self.options(name)))
             self.start(stack, "nothing kept", command)
+            query, instruction = self.texts("query and instruction")(0, 2, PREFIX // 2)
             for tokens, (same, new) in DOCUMENTS.items():
                 texts = [self.texts(f"rerank {tokens} {kind}") for kind in range(2)]
-                query, instruction = texts[0](1 << 20, 2, PREFIX // 2)
                 asked = RerankRounds(
                     self.servers[name].port, texts[0], tokens, query, instruction, same, True
                 )
@@ -281,22 +288,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a generated embedding model")
     parser.add_argument("--reranker", type=Path, help="a generated reranker of the same shape")
     parser.add_argument("--quick", action="store_true", help="few rounds; nothing is written")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts; nothing is written")
     parser.add_argument("--peers", nargs="*", metavar="DTYPE", default=["bfloat16", "float32"])
     parser.add_argument("--peer-python", type=Path, default=INFINITY, help="the Python that has infinity_emb")
     args = parser.parse_args()
     with contextlib.ExitStack() as stack:
         bench = Bench(args, stack)
-        say("throughput")
-        bench.throughput()
-        bench.throughput("query")
-        say("one client")
-        bench.alone()
-        say("queries beside long texts")
-        bench.mixed(1 if args.quick else 2)
-        if args.reranker:
-            say("reranking")
-            bench.rerank()
-    if not args.quick:
+        for part in args.only or PARTS:
+            say(part)
+            getattr(bench, part)()
+    if not args.quick and not args.only:
         save(bench.results)
     print("\n\n".join(f"{title}\n\n{table}" for title, table in tables(bench.results).items()))
     print(f"\n{describe(bench.results['about'], PACKAGES)}")

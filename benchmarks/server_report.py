@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import pairs
+from pairs import Ratio
 from report import markdown, number
 from server_runs import TOKENS
 
 FEW, MANY, LONG = 16, 64, 4096  # clients; tokens of the text that queries meet
 ONE, NOTHING, NEW = "one query", "one query, nothing kept", "a new instruction each"
-BARS = {"of encode": 0.85, "overhead, ms": 3.0, "throughput": 2.0, "latency": 2.0, "kept prefix": 3.0}
-
-
-def against(row: dict[str, Any]) -> str:
-    return "; ".join(f"{ours.split(',')[0]} {pairs.Ratio(*r)}" for ours, r in row["ratios"].items())
-
-
-def latency(found: dict[str, float]) -> list[str]:
-    return [number(found["median"]), number(found["p95"])]
+BARS = {"encode": 0.85, "overhead": 3.0, "throughput": 2.0, "latency": 2.0, "prefix": 3.0}
+Row = dict[str, Any]
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    """Title -> table, of results as they are in the file."""
-    made = {}
+    """Title -> table, of what was measured: results as they are in the file."""
+    made = {"throughput": throughput, "alone": alone, "mixed": mixed, "rerank": reranking}
+    titles = {
+        "throughput": "Throughput", "alone": "One client", "mixed": "Queries beside long texts",
+        "rerank": "Reranking, one document per request",
+    }  # fmt: skip
+    shown = {titles[part]: table(results[part]) for part, table in made.items() if part in results}
+    return shown | {"Bars": markdown(["", "wanted", "measured", ""], list(bars(results)))}
+
+
+def throughput(rows: list[Row]) -> str:
     lines = []
-    for row in results["throughput"]:
-        served = [*latency(row["latency"]), f"{row['client, ms']:.2f}"] if "latency" in row else ["", "", ""]
-        far = "same bits" if row["contender"].startswith("qwen3np") else f"1 - cosine {row['1 - cosine']:.0e}"
-        rate = number(row["texts"] / row["median"])
-        lines.append([row["contender"], rate, *served, against(row), str(len(row["seconds"])), far])
+    for row in rows:
+        cells = [row["contender"], number(row["texts"] / row["median"])]
+        cells += [*latency(row), f"{row['client, ms']:.2f}"] if "latency" in row else ["", "", ""]
+        far = "same bits" if is_ours(row) else f"1 - cosine {row['1 - cosine']:.0e}"
+        lines.append([*cells, against(row), str(len(row["seconds"])), far])
     header = [
-        f"{TOKENS}-token queries", "texts/s", "latency, ms: median", "95 %", "client's core, ms/request",
-        f"{FEW} clients are so many times as fast", "rounds", "vectors",
+        f"{TOKENS}-token queries", "texts/s", "latency, ms: median", "95 %", "client's core, ms per request",
+        f"{FEW} clients of ours are so many times as fast", "rounds", "vectors",
     ]  # fmt: skip
-    made["Throughput"] = markdown(header, lines)
+    return markdown(header, lines)
+
+
+def alone(rows: list[Row]) -> str:
     lines = []
-    for row in results["alone"]:
-        over = "{:.2f} ({:.2f} to {:.2f})".format(*row["overhead"]) if "overhead" in row else ""
-        lines.append([row["contender"], *latency(row["latency"]), over, against(row), str(row["requests"])])
+    for row in rows:
+        over = overhead(row) if "overhead" in row else ""
+        lines.append([row["contender"], *latency(row), over, against(row), str(row["requests"])])
     header = [
         "one at a time",
         "ms: median",
@@ -49,57 +54,76 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         "ours is so many times as fast",
         "texts",
     ]
-    made["One client"] = markdown(header, lines)
-    if mixed := results.get("mixed"):
-        long = f"with {mixed['long texts']} texts of {LONG} tokens, {mixed['a long text, s']:.1f} s each"
-        lines = [
-            [n, *latency(mixed[k]), number(mixed[k]["max"])] for k, n in (("alone", "alone"), ("with", long))
-        ]
-        header = [f"{mixed['queries per second']:.1f} queries per second", "ms: median", "95 %", "longest"]
-        made["Queries beside long texts"] = markdown(header, lines)
-    if "rerank" in results:
-        lines = []
-        for row in results["rerank"]:
-            shown = [str(row["document"]), f"{row['tokens']:.0f}"]
-            shown += [number(1e3 * statistics.median(row["seconds"][kind])) for kind in (ONE, NOTHING, NEW)]
-            shown += [str(pairs.Ratio(*row["ratios"][kind])) for kind in (NOTHING, NEW)]
-            lines.append([*shown, f"{len(row['seconds'][ONE])} of {row['requests']}"])
-        header = [
-            "tokens of a document", "of its pair", f"ms per request: {ONE}", NOTHING, NEW,
-            "times as fast as with nothing kept", "as with new instructions", "rounds of requests",
-        ]  # fmt: skip
-        made["Reranking, one document per request"] = markdown(header, lines)
-    made["Bars"] = markdown(["", "wanted", "measured", ""], list(bars(results)))
-    return made
+    return markdown(header, lines)
+
+
+def mixed(found: dict[str, Any]) -> str:
+    names = {
+        "alone": "alone",
+        "with": f"with {found['long texts']} texts of {LONG} tokens, {found['a long text, s']:.1f} s each",
+    }
+    lines = [
+        [name, *latency({"latency": found[kind]}), number(found[kind]["max"])] for kind, name in names.items()
+    ]
+    header = [f"{found['queries per second']:.1f} queries per second", "ms: median", "95 %", "longest"]
+    return markdown(header, lines)
+
+
+def reranking(rows: list[Row]) -> str:
+    lines = []
+    for row in rows:
+        cells = [str(row["document"]), f"{row['tokens']:.0f}"]
+        cells += [number(1e3 * statistics.median(row["seconds"][kind])) for kind in (ONE, NOTHING, NEW)]
+        cells += [str(Ratio(*row["ratios"][kind])) for kind in (NOTHING, NEW)]
+        lines.append([*cells, f"{len(row['seconds'][ONE])} of {row['requests']}"])
+    header = [
+        "tokens of a document", "of its pair", f"ms per request: {ONE}", NOTHING, NEW,
+        "times as fast as with nothing kept", "as with new instructions", "rounds of requests",
+    ]  # fmt: skip
+    return markdown(header, lines)
 
 
 def bars(results: dict[str, Any]) -> Iterator[list[str]]:
-    """What the server was made to hold."""
-
-    def line(what: str, key: str, measured: float, shown: str, holds: bool) -> list[str]:
-        wanted = f"{'below' if key == 'overhead, ms' else 'at least'} {BARS[key]:g}"
-        return [what, wanted, shown, "holds" if holds else "FALLS SHORT"]
-
-    def of(rows: list[dict[str, Any]], keep: Callable[[str], bool]) -> Iterator[tuple[str, str, pairs.Ratio]]:
-        for row in rows:
-            if keep(row["contender"]):
-                yield from ((row["contender"], o, pairs.Ratio(*r)) for o, r in row["ratios"].items())
-
-    for name, mine, ratio in of(results["throughput"], lambda n: n.endswith("encode")):
-        if name.split(",")[0] == mine.split(",")[0]:
-            yield line(
-                f"{mine} / encode", "of encode", ratio.median, str(ratio), ratio.median >= BARS["of encode"]
-            )
-    for row in results["alone"]:
+    """Yield what the server was made to hold: (what, wanted, measured, whether it holds)."""
+    for row in results.get("throughput", []):
+        for mine, found in row["ratios"].items():
+            same = mine.split(",")[0] == row["contender"].split(",")[0]
+            if same and ", encode" in row["contender"]:
+                yield at_least("encode", f"{mine} / encode", Ratio(*found))
+            elif not is_ours(row):
+                yield at_least("throughput", f"{mine} / {row['contender']}", Ratio(*found))
+    for row in results.get("alone", []):
         if "overhead" in row:
-            over = row["overhead"]
-            shown = "{:.2f} ({:.2f} to {:.2f})".format(*over)
-            what = f"{row['contender']}: over encode, ms"
-            yield line(what, "overhead, ms", over[0], shown, over[0] < BARS["overhead, ms"])
-    for part, key in (("throughput", "throughput"), ("alone", "latency")):
-        for name, mine, ratio in of(results[part], lambda n: not n.startswith("qwen3np")):
-            yield line(f"{mine} / {name}", key, ratio.median, str(ratio), ratio.median >= BARS[key])
+            holds = row["overhead"][0] < BARS["overhead"]
+            what, wanted = f"{row['contender']}: over encode, ms", f"below {BARS['overhead']:g}"
+            yield [what, wanted, overhead(row), verdict(holds)]
+        for mine, found in row["ratios"].items():
+            if not is_ours(row):
+                yield at_least("latency", f"latency of {row['contender']} / {mine}", Ratio(*found))
     for row in results.get("rerank", [])[:1]:
-        ratio = pairs.Ratio(*row["ratios"][NOTHING])
-        what = f"reranking documents of {row['document']} tokens: the prefix kept / {NOTHING}"
-        yield line(what, "kept prefix", ratio.median, str(ratio), ratio.median >= BARS["kept prefix"])
+        what = f"reranking documents of {row['document']} tokens / {NOTHING}"
+        yield at_least("prefix", what, Ratio(*row["ratios"][NOTHING]))
+
+
+def at_least(bar: str, what: str, found: Ratio) -> list[str]:
+    return [what, f"at least {BARS[bar]:g}", str(found), verdict(found.median >= BARS[bar])]
+
+
+def verdict(holds: bool) -> str:
+    return "holds" if holds else "FALLS SHORT"
+
+
+def is_ours(row: Row) -> bool:
+    return bool(row["contender"].startswith("qwen3np"))
+
+
+def against(row: Row) -> str:
+    return "; ".join(f"{mine.split(',')[0]} {Ratio(*found)}" for mine, found in row["ratios"].items())
+
+
+def overhead(row: Row) -> str:
+    return "{:.2f} ({:.2f} to {:.2f})".format(*row["overhead"])
+
+
+def latency(row: Row) -> list[str]:
+    return [number(row["latency"]["median"]), number(row["latency"]["p95"])]
