@@ -95,17 +95,22 @@ async def closed_loop(port: int, requests: Sequence[bytes], clients: int) -> tup
     return seconds, [replies[number] for number in range(len(requests))]
 
 
-async def open_loop(port: int, requests: Sequence[bytes], arrivals: Sequence[float]) -> list[float]:
+async def open_loop(port: int, requests: Sequence[bytes], arrivals: Sequence[float]) -> list[float | None]:
     """Send each request when it is due, however many are under way: seconds from then to its answer.
+
+    None stands for one that was refused, as the server has too many.
 
     In a closed loop, clients that wait for a slow answer send nothing meanwhile: slow ones are too few.
     """
     start = time.perf_counter()
 
-    async def client(request: bytes, due: float) -> float:
+    async def client(request: bytes, due: float) -> float | None:
         await asyncio.sleep(start + due - time.perf_counter())
         async with connections(port, 1) as [connection]:
-            (await connection.ask(request)).json()
+            reply = await connection.ask(request)
+        if reply.status == 429:
+            return None
+        reply.json()
         return time.perf_counter() - start - due
 
     return list(await asyncio.gather(*map(client, requests, arrivals)))

@@ -51,7 +51,7 @@ def alone(rows: list[Row]) -> str:
         "ms: median",
         "95 %",
         "over encode, ms",
-        "ours is so many times as fast",
+        "ours, times as fast",
         "texts",
     ]
     return markdown(header, lines)
@@ -63,9 +63,16 @@ def mixed(found: dict[str, Any]) -> str:
         "with": f"with {found['long texts']} texts of {LONG} tokens, {found['a long text, s']:.1f} s each",
     }
     lines = [
-        [name, *latency({"latency": found[kind]}), number(found[kind]["max"])] for kind, name in names.items()
+        [name, *latency({"latency": found[kind]}), number(found[kind]["max"]), str(found["refused"][kind])]
+        for kind, name in names.items()
     ]
-    header = [f"{found['queries per second']:.1f} queries per second", "ms: median", "95 %", "longest"]
+    header = [
+        f"{found['queries per second']:.1f} queries per second",
+        "ms: median",
+        "95 %",
+        "longest",
+        "refused",
+    ]
     return markdown(header, lines)
 
 

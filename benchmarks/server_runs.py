@@ -159,7 +159,7 @@ class RerankRounds:
 
 async def beside(
     port: int, queries: Sequence[bytes], arrivals: Sequence[float], long: Sequence[bytes]
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float | None], list[float]]:
     """(seconds of the queries, seconds of the long texts): one of these a second, and one at a time."""
     ended = asyncio.Event()
 
