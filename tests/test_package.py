@@ -116,6 +116,7 @@ def test_the_wheel_works_away_from_the_repository(tree, tmp_path):
 
     files = {str(p.relative_to(site_packages)).replace(os.sep, "/") for p in site_packages.rglob("*.*")}
     assert {"qwen3np/py.typed", "qwen3np/synth/tokenizer.json", "qwen3np/kernels/__init__.py"} <= files
+    assert "qwen3np/server/page/ui.html" in files
     assert not {name for name in files if name.startswith(("tests", "benchmarks", "kernels"))}
     modules = [p.relative_to(ROOT) for p in sorted(ROOT.glob("qwen3np/**/*.py"))]
     modules += [Path("qwen3np") / p.relative_to(ROOT) for p in sorted(ROOT.glob("kernels/**/*.py"))]
