@@ -192,24 +192,24 @@ class Soak:
     def __init__(self, server: Server, expected: Expected, seed: int) -> None:
         self.server, self.expected, self.rng = server, expected, random.Random(seed)
         self.answered: Counter[str] = Counter()  # by route
-        self.busy = self.left = self.texts_seen = 0
+        self.busy = self.left = 0
         self.lost: list[str] = []
         self.wrong: list[str] = []
         self.memory: list[tuple[float, float]] = []  # (seconds since the start, MB)
         self.longest = 0.0
 
     async def client(self, end: float) -> None:
-        """Ask until the end, mostly on one connection."""
+        """Ask until the end, mostly on one connection; wait a little after a 429, as clients do."""
         connection = await Connection.open(self.server.port)
         while time.monotonic() < end:
-            ask = self.expected.ask(self.rng)
+            ask, busy = self.expected.ask(self.rng), self.busy
             if self.rng.random() < LEAVE:
                 await self.hang_up(connection, ask)
                 connection = await Connection.open(self.server.port)
             elif not await self.tell(connection, ask):
                 connection.abort()
                 connection = await Connection.open(self.server.port)
-            if self.rng.random() < 0.02:
+            if self.busy > busy:
                 await asyncio.sleep(self.rng.random())
         connection.abort()
 
