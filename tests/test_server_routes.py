@@ -198,7 +198,7 @@ REFUSED = [
     ("/embed", {"inputs": SECRET, "truncation_direction": "up"}, 422, "truncation_direction"),
     ("/embed", {"inputs": SECRET, "truncate_prompt_tokens": 0}, 422, "leaves nothing"),
     ("/embed", {"inputs": SECRET * 9000}, 422, '"truncate": true'),
-    ("/embed_all", {"inputs": ["word " * 30000] * 9}, 422, "MB of numbers"),
+    ("/embed_all", {"inputs": ["word " * 15000] * 9}, 422, "MB of numbers"),
     ("/similarity", {"inputs": {"source_sentence": SECRET, "sentences": []}}, 400, "sentences is empty"),
     ("/similarity", {"inputs": {"sentences": [SECRET]}}, 422, "source_sentence is missing"),
     ("/rerank", {"query": SECRET}, 422, "give texts"),

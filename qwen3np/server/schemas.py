@@ -69,6 +69,17 @@ def id_lists_of(value: Any) -> list[list[int]]:
     return value
 
 
+def conversations_of(value: Any) -> list[list[dict[str, Any]]] | None:
+    """Return a list of conversations, each a list of messages, for one or several of them."""
+    if value is None:
+        return None
+    several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    for messages in several:
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise ValueError("must be a list of messages, or a list of such lists")
+    return several
+
+
 def _found(value: Any) -> str:
     """Name a JSON value's type; never what it holds."""
     names = {bool: "a truth value", int: "a number", float: "a number", dict: "an object", list: "a list"}
@@ -111,6 +122,12 @@ Documents = Annotated[
             "examples": [["The capital of China is Beijing.", "Gravity is a force."]],
         }
     ),
+]
+MESSAGES_SCHEMA = {"type": "array", "items": {"type": "object"}, "minItems": 1}
+Conversations = Annotated[
+    Any,
+    AfterValidator(conversations_of),
+    WithJsonSchema({"anyOf": [MESSAGES_SCHEMA, {"type": "array", "items": MESSAGES_SCHEMA, "minItems": 1}]}),
 ]
 IdLists = Annotated[
     Any,
@@ -218,8 +235,12 @@ class DecodeRequest(Body):
 class EmbeddingsRequest(Prompted):
     """Texts to embed, as OpenAI takes them; `messages` in place of `input`, as vLLM does."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]}
+    )
+
     input: TextsOrIds = None
-    messages: list[dict[str, Any]] | None = Field(None, description="one text, as the parts of messages")
+    messages: Conversations = Field(None, description="one text, as the parts of messages; or several such")
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, description="how many leading dimensions to keep (32 and more)")
     user: str | None = None
@@ -229,7 +250,7 @@ class EmbeddingsRequest(Prompted):
         if (self.input is None) == (self.messages is None):
             raise Failure(VALIDATION, "give input: a text, or a list of texts", "input")
         if self.messages is not None:
-            return [_text_of(self.messages)]
+            return [_text_of(messages) for messages in self.messages]
         found: list[str | list[int]] = self.input
         if not accept_token_ids and any(not isinstance(text, str) for text in found):
             raise Failure(
@@ -364,3 +385,10 @@ class OpenAIErrorOf(BaseModel):
     message: str
     code: int
     type: str
+    detail: str
+
+
+class OllamaErrorOf(BaseModel):
+    """What is wrong, as Ollama says it."""
+
+    error: str
