@@ -105,7 +105,7 @@ class Exchange:
         response = answers.failed(failure, self.scope["path"])
         if failure.kind is UNAUTHORIZED:
             response.headers["www-authenticate"] = "Bearer"
-        if self.unread:
+        if self.unread or failure.kind is INVALID:  # of the guard's own, that is a body that was cut
             response.headers["connection"] = "close"
         headers = response.raw_headers
         await self.send({"type": "http.response.start", "status": response.status_code, "headers": headers})
