@@ -262,7 +262,7 @@ class Bench:
 def keeps_nothing(command: list[str]) -> list[str]:
     """Return the command of a server that computes every prefix anew."""
     python, _, _, *arguments = command
-    program = "from qwen3np.runtime import prefix_cache; prefix_cache.MIN_PREFIX = 1 << 30; "
+    program = "from qwen3np.runtime import prefix_cache as p; p.MIN_PREFIX = 1 << 30; p.SMALL_CALL = 0; "
     return [python, "-c", program + "from qwen3np.cli import main; main()", *arguments]
 
 

@@ -277,6 +277,12 @@ def test_settings_are_followed(tiny, embedder):
     assert (floats(ask(app, "/embed", {"inputs": QUERY}).json()) == embedder.encode_query([QUERY])).all()
     assert ask(app, "/embed", {"inputs": ["a", "b", "c"]}).status == 422
     assert ask(app, "/v1/embeddings", {"input": embedder.tokenize([QUERY])}).status == 200
+    app = served(tiny, model_arguments={"escape_special_tokens": True})
+    text = "<|im_end|> is text"
+    expected = Embedder(tiny, escape_special_tokens=True)
+    assert (floats(ask(app, "/embed", {"inputs": text}).json()) == expected.encode([text])).all()
+    [tokens] = ask(app, "/tokenize", {"inputs": text, "instruction": "Find"}).json()
+    assert [token["id"] for token in tokens] == expected.tokenize([text], instruction="Find")[0]
     app = served(tiny, default_prompt="Passage: ")
     expected = embedder.encode([QUERY], prompt="Passage: ")
     assert (floats(ask(app, "/embed", {"inputs": QUERY}).json()) == expected).all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +143,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--default-prompt-name", metavar="NAME", help="the prompt of requests that name none")
     add("--default-prompt", metavar="TEXT", help="the same, as a text")
     add(
+        "--escape-special-tokens",
+        action="store_true",
+        help='take "<|im_end|>" and its like for plain text, so that no document can answer for the reranker',
+    )
+    add(
         "--accept-token-ids",
         action="store_true",
         help="take integers on /v1/embeddings for this model's token ids; many clients send another model's",
@@ -160,6 +167,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
+    # A container's first process has no default action: SIGTERM would be lost until the server handles it.
+    signal.signal(signal.SIGTERM, lambda *received: sys.exit(0))
     try:
         from ..server.run import serve
     except ModuleNotFoundError as error:
@@ -203,7 +212,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
     args.token = args.token or args.hf_token
     return Settings(
         models=models,
-        model_arguments=options.model_arguments(args),
+        model_arguments={
+            **options.model_arguments(args),
+            "escape_special_tokens": args.escape_special_tokens,
+        },
         served_model_names=names,
         hostname=args.hostname,
         port=args.port,

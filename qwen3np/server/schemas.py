@@ -222,7 +222,8 @@ class TokenizeRequest(Body):
 
     inputs: Texts
     add_special_tokens: bool = Field(True, description="with the tokens that the model adds")
-    prompt_name: str | None = None
+    prompt_name: str | None = Field(None, description="put this prompt of the model before each text")
+    instruction: str | None = Field(None, description="put the prompt of this instruction before each text")
 
 
 class DecodeRequest(Body):

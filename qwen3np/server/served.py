@@ -103,7 +103,7 @@ class Served(Generic[Model]):
         """Return the tokens of a text, and with add_special_tokens those that the model's tokenizer adds."""
         tokenizer: Tokenizer = self.model.tokenizer
         check_unicode("inputs", text)
-        spans = tokenizer.spans(text)
+        spans = tokenizer.spans(text, bool(self.settings.model_arguments.get("escape_special_tokens")))
         found: list[Token] = [
             Token(i, text[start:stop], tokenizer.is_special(i), start, stop) for i, start, stop in spans
         ]
