@@ -193,6 +193,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     if not given and args.model:
         given = [args.model]
     models = tuple([*given, *(args.model_id or ())]) or DEFAULTS.models
+    if values := {"true", "false"}.intersection(models):
+        raise ValueError(f"{values.pop()!r} is no model: flags take no true or false, they are given or not")
     names = tuple(args.served_model_name or ())
     if names and len(names) != len(models):
         raise ValueError(f"--served-model-name: {len(names)} names for {len(models)} models")
@@ -212,10 +214,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     args.token = args.token or args.hf_token
     return Settings(
         models=models,
-        model_arguments={
-            **options.model_arguments(args),
-            "escape_special_tokens": args.escape_special_tokens,
-        },
+        model_arguments=options.model_arguments(args)
+        | ({"escape_special_tokens": True} if args.escape_special_tokens else {}),
         served_model_names=names,
         hostname=args.hostname,
         port=args.port,
