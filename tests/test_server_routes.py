@@ -168,6 +168,7 @@ def test_truncation_is_asked_for(app, embedder, reranker):
     assert ask(app, "/embed", {"inputs": long}).status == 422
     body = {"inputs": long, "truncate_prompt_tokens": 12}
     cut = {side: ask(app, "/embed", {**body, "truncation_direction": side}) for side in ("left", "Right")}
+    assert ask(app, "/embed", {**body, "truncation_side": "left"}).body == cut["left"].body
     ids = embedder.tokenizer.ids([long])[0]
     for side, kept in (("left", ids[-11:]), ("Right", ids[:11])):
         expected = embedder._truncate(embedder.backend.forward([kept + embedder.tokenizer.after]), 96, None)
@@ -194,7 +195,7 @@ REFUSED = [
     ("/embed", {"inputs": [[1, 1.5]]}, 422, "found a list"),
     ("/embed", {"inputs": SECRET, "dimensions": 7}, 422, "dimensions = 7 must be between 32 and 96"),
     ("/embed", {"inputs": SECRET, "dimensions": "many"}, 422, "dimensions"),
-    ("/embed", {"inputs": SECRET, "prompt_name": "nix"}, 422, "'nix' is not one of"),
+    ("/embed", {"inputs": SECRET, "prompt_name": "nix"}, 422, "'nix' is not one of document, query"),
     ("/embed", {"inputs": SECRET, "truncation_direction": "up"}, 422, "truncation_direction"),
     ("/embed", {"inputs": SECRET, "truncate_prompt_tokens": 0}, 422, "leaves nothing"),
     ("/embed", {"inputs": SECRET * 9000}, 422, '"truncate": true'),
@@ -286,7 +287,7 @@ def test_settings_are_followed(tiny, embedder):
     app = served(tiny, default_prompt="Passage: ")
     expected = embedder.encode([QUERY], prompt="Passage: ")
     assert (floats(ask(app, "/embed", {"inputs": QUERY}).json()) == expected).all()
-    with pytest.raises(Exception, match="'nix' is not one of"):
+    with pytest.raises(Exception, match="'nix' is not one of document, query"):
         served(tiny, default_prompt_name="nix")
 
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
 
 from .failures import EMPTY, INVALID, VALIDATION, Failure
 from .served import Truncation
@@ -156,7 +164,11 @@ class Truncated(Body):
         None,
         description="cut texts that are too long; otherwise, unless the server cuts always, it is an error",
     )
-    truncation_direction: Direction = Field(None, description="the side that is cut")
+    truncation_direction: Direction = Field(
+        None,
+        description="the side that is cut; or truncation_side, as vLLM has it",
+        validation_alias=AliasChoices("truncation_direction", "truncation_side"),
+    )
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, description="cut texts to so many tokens; -1: to as many as the model takes"
     )
@@ -244,7 +256,7 @@ class EmbeddingsRequest(Prompted):
     messages: Conversations = Field(None, description="one text, as the parts of messages; or several such")
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, description="how many leading dimensions to keep (32 and more)")
-    user: str | None = None
+    user: Any = None
 
     def texts(self, accept_token_ids: bool) -> list[str | list[int]]:
         """Return the texts; raise Failure for none, and for token ids unless they are asked for."""

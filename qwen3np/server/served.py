@@ -144,10 +144,14 @@ class ServedEmbedder(Served[Embedder]):
         default = self.settings.default_prompt
         if instruction is None and prompt_name is None and default is not None:
             return default
-        with refusing("prompt_name" if instruction is None else "instruction"):
-            if instruction is not None:
+        if instruction is not None:
+            with refusing("instruction"):
                 return self.model.prompt_text(instruction=instruction)
-            return self.model.prompt_text(prompt_name or self.settings.default_prompt_name)
+        name = self.settings.default_prompt_name if prompt_name is None else prompt_name
+        if name is not None and name not in self.model.prompts:
+            known = ", ".join(sorted(self.model.prompts))
+            raise Failure(VALIDATION, f"prompt_name {name[:80]!r} is not one of {known}", "prompt_name")
+        return self.model.prompt_text(name)
 
     def ids(
         self, texts: Sequence[Text], prompt: str, truncation: Truncation, field: str = "inputs"
