@@ -191,13 +191,12 @@ class Tokenizer:
     def spans(self, text: str, escape_special_tokens: bool = False) -> list[tuple[int, int, int]]:
         """Return the tokens of a text as (id, start, stop); start and stop count its characters."""
         tokenizer = self._escaping[0] if escape_special_tokens else self._tokenizer
-        encoding = tokenizer.encode(text, add_special_tokens=False)
+        [encoding] = tokenizer.encode_batch([text], add_special_tokens=False)  # encode would keep the GIL
         return [(i, *offsets) for i, offsets in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def is_special(self, token_id: int) -> bool:
         """Return whether a token is one of the special ones, which `skip_special_tokens` leaves out."""
-        token = self._tokenizer.get_added_tokens_decoder().get(token_id)
-        return token is not None and token.special
+        return token_id in self._special
 
     def truncate(self, ids: list[int], length: int) -> list[int]:
         """Return at most `length` of the ids, from the side that truncation_side keeps."""
@@ -281,6 +280,11 @@ class Tokenizer:
             special = [token.content for token in config.tokens if token.id is None]
             plain = [tokenizers.AddedToken(t, special=True) for t in special if known[t][0] < vocab_size]
             self._tokenizer.add_tokens(plain)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(i for i, token in added.items() if token.special)
 
     def _around(self) -> tuple[list[int], list[int]]:
         """Return the ids that the file's post-processor puts before and after a text."""
