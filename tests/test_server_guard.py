@@ -538,6 +538,39 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="sockets of a process are counted there")
+def test_an_answer_is_not_kept_for_a_client_that_does_not_read(tiny):
+    """One that reads slowly gets all of it."""
+
+    def ask() -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        connection.sendall(HEAD + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        return connection
+
+    def sockets() -> int:
+        files = Path(f"/proc/{server.process.pid}/fd").iterdir()
+        return sum(os.path.exists(file) and os.readlink(file).startswith("socket:") for file in files)
+
+    body = json.dumps({"inputs": ["a"] * 9999}).encode()
+    with serving(tiny, "--body-timeout", 1) as server:
+        before = sockets()
+        with ask() as stopped, ask() as slow:
+            received = b""
+            while part := slow.recv(1 << 20):
+                received += part
+                time.sleep(0.3)
+            head, _, content = received.partition(b"\r\n\r\n")
+            assert len(json.loads(content)) == 9999 and b" 200 " in head
+            while sockets() > before:
+                time.sleep(0.1)
+            left = 0
+            with suppress(ConnectionResetError):
+                while part := stopped.recv(1 << 20):
+                    left += len(part)
+            assert left < len(received)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_the_second_signal_ends_at_once(tiny, second):
     with serving(tiny, slow=2) as server, ThreadPoolExecutor() as pool:

@@ -131,7 +131,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=int(DEFAULTS.body_timeout),
         metavar="SECONDS",
-        help="how long a client may take to send a request's head, and its body (default: %(default)s)",
+        help="how long a client may take to send a request's head, and its body, and not read its answer "
+        "(default: %(default)s)",
     )
     texts = parser.add_argument_group("texts")
     add = texts.add_argument
