@@ -86,7 +86,10 @@ class Client:
             "method": method,
             "path": path,
             "query_string": SECRET.encode(),
-            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+            "headers": [
+                (name.replace("_", "-").encode(), value if isinstance(value, bytes) else value.encode())
+                for name, value in headers.items()
+            ],
             "client": ("10.0.0.1", 4321),
         }
         await self.guard(scope, receive, send)
@@ -122,8 +125,18 @@ def test_another_key_is_refused_in_the_words_of_the_path(given):
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_the_key_opens(scheme):
-    assert Client(api_key=KEY).ask("POST", "/embed", b"[]", authorization=f"{scheme} {KEY}").status == 200
+@pytest.mark.parametrize(
+    "key, sent", [(KEY, KEY), (KEY, KEY.encode("latin-1")), ("日本", "日本"), ("a b", "a b")]
+)
+def test_the_key_opens(scheme, key, sent):
+    sent = sent if isinstance(sent, bytes) else sent.encode()
+    headers = {"authorization": scheme.encode() + b" " + sent}
+    assert Client(api_key=key).ask("POST", "/embed", b"[]", **headers).status == 200
+
+
+def test_a_key_that_one_encoding_has_not_is_not_opened_by_what_is_left():
+    for sent in "", "??", "Bearer":
+        assert Client(api_key="日本").ask(path="/metrics", authorization=f"Bearer {sent}").status == 401
 
 
 def test_a_body_reaches_the_application_in_one_piece():

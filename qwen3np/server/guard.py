@@ -207,8 +207,10 @@ class Guard:
         if exchange.scope["method"] in ("GET", "HEAD") and (path in OPEN or path.startswith(OPEN_FOLDER)):
             return
         scheme, _, given = exchange.headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
-        if scheme.lower() != "bearer" or not same:
+        sent = given.strip().encode("latin-1")
+        # Clients send what is not ASCII in either encoding, if they do.
+        same = [hmac.compare_digest(sent, key.encode(by, "backslashreplace")) for by in ("utf-8", "latin-1")]
+        if scheme.lower() != "bearer" or not any(same):
             raise Failure(UNAUTHORIZED, "this server wants its API key: send Authorization: Bearer KEY")
 
     async def _failed(self, exchange: Exchange, error: Exception) -> None:
