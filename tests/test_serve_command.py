@@ -159,3 +159,14 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(run):
 def test_a_model_that_cannot_be_loaded_ends_the_server(run, tmp_path):
     code, _, err = run("serve", tmp_path / "none", "--port", 0)
     assert (code, err.splitlines()[-1]) == (2, f"qwen3np: error: {tmp_path / 'none'}: no such folder")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--default-prompt-name", "nope"], "--default-prompt-name 'nope' is not one of document, query"),
+    (["{tiny}"], "two models are called"),
+    (["{tiny}", "--served-model-name", "a", "--served-model-name", "a"], "two models are called 'a'"),
+])  # fmt: skip
+def test_what_is_found_out_when_models_are_loaded_is_one_line(run, tiny, arguments, message):
+    arguments = [argument.replace("{tiny}", str(tiny)) for argument in arguments]
+    code, _, err = run("serve", tiny, *arguments, "--port", 0)
+    assert code == 2 and message in err.splitlines()[-1] and len(err.splitlines()) == 2
