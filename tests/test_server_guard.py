@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -137,6 +138,14 @@ def test_the_key_opens(scheme, key, sent):
 def test_a_key_that_one_encoding_has_not_is_not_opened_by_what_is_left():
     for sent in "", "??", "Bearer":
         assert Client(api_key="日本").ask(path="/metrics", authorization=f"Bearer {sent}").status == 401
+
+
+def test_head_is_get_for_the_application():
+    """And what uvicorn leaves the body out by is not touched."""
+    client = Client(api_key=KEY)
+    assert client.ask("HEAD", "/health").status == 200
+    assert client.ask("HEAD", "/metrics").status == 401
+    assert metric(client.metrics, 'qwen3np_answers_total{method="GET",path="/health",status="200"}') == 1
 
 
 def test_a_body_reaches_the_application_in_one_piece():
@@ -467,6 +476,23 @@ def test_bodies_that_do_not_end(server):
         for future in answers:
             found, body = answer_of(future.result())
             assert found == status and body["error_type"] == "Validation"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/", "/health", "/ping", "/ui", "/docs", "/openapi.json", "/metrics"])
+def test_probes_may_use_head(server, path):
+    answer = server.ask("HEAD", path)
+    assert (answer.status, answer.body) == (200, b"")
+    assert server.raw(b"HEAD %s HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" % path.encode()).endswith(
+        b"\r\n\r\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", "/"])
+def test_a_compressed_body_is_told_so(server, path):
+    answer = server.ask("POST", path, gzip.compress(BODY), content_encoding="gzip")
+    assert answer.status == 400 and b"compressed" in answer.body
 
 
 @pytest.mark.slow

@@ -151,6 +151,8 @@ class Guard:
         await (self._handler if scope["type"] == "http" else self._app)(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":  # whatever can be got; the server leaves the answer's body out
+            scope = {**scope, "method": "GET"}
         exchange = Exchange(scope, receive, send, self._added)
         scope.setdefault("state", {})["times"] = exchange.times
         try:
@@ -204,7 +206,7 @@ class Guard:
         key, path = self._settings.api_key, exchange.scope["path"]
         if key is None:
             return
-        if exchange.scope["method"] in ("GET", "HEAD") and (path in OPEN or path.startswith(OPEN_FOLDER)):
+        if exchange.scope["method"] == "GET" and (path in OPEN or path.startswith(OPEN_FOLDER)):
             return
         scheme, _, given = exchange.headers.get("authorization", "").partition(" ")
         sent = given.strip().encode("latin-1")
