@@ -163,6 +163,15 @@ def test_tokens_are_those_that_are_computed(app, embedder):
     assert decoded == [texts[i] for i in some]
 
 
+@pytest.mark.parametrize(
+    "text", ["e\u0301", "xe\u0301 \u1112\u1161\u11ab😀a\u0323\u0307<|im_end|>e\u0301\n\x00"]
+)
+def test_tokens_cover_their_text_where_normalisation_joins_characters(app, text):
+    tokens = ask(app, "/tokenize", {"inputs": text, "add_special_tokens": False}).json()[0]
+    places = sorted({(token["start"], token["stop"]) for token in tokens})
+    assert "".join(text[start:stop] for start, stop in places) == text
+
+
 def test_truncation_is_asked_for(app, embedder, reranker):
     long = "word " * 33000
     assert ask(app, "/embed", {"inputs": long}).status == 422

@@ -189,10 +189,19 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def spans(self, text: str, escape_special_tokens: bool = False) -> list[tuple[int, int, int]]:
-        """Return the tokens of a text as (id, start, stop); start and stop count its characters."""
+        """Return the tokens of a text as (id, start, stop); start and stop count its characters.
+
+        What normalisation joins to the character before it, as an accent to its letter, is in its token.
+        """
         tokenizer = self._escaping[0] if escape_special_tokens else self._tokenizer
         [encoding] = tokenizer.encode_batch([text], add_special_tokens=False)  # encode would keep the GIL
-        return [(i, *offsets) for i, offsets in zip(encoding.ids, encoding.offsets, strict=True)]
+        spans: list[tuple[int, int, int]] = []
+        start = end = len(text)  # of the token behind, and of the first one behind that begins later
+        for i, (first, stop) in zip(reversed(encoding.ids), reversed(encoding.offsets), strict=True):
+            if first < start:
+                start, end = first, start
+            spans.append((i, first, max(stop, end)))
+        return spans[::-1]
 
     def is_special(self, token_id: int) -> bool:
         """Return whether a token is one of the special ones, which `skip_special_tokens` leaves out."""
