@@ -443,6 +443,19 @@ def test_a_key_and_a_log_on_demand(tiny):
 
 
 @pytest.mark.slow
+def test_a_log_that_nobody_reads_stops_no_request(tiny):
+    """Its pipe is full after some hundred lines, and those that were read are whole."""
+    with serving(tiny, "--json-output") as server:
+        connection = server.connect()
+        connection.timeout = 10
+        assert {server.ask(connection=connection).status for _ in range(1000)} == {200}
+        server.process.send_signal(signal.SIGTERM)
+        out, _ = server.process.communicate(timeout=60)
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert 0 < len(lines) < 1000 and server.process.returncode == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent", [b"", HEAD[:30], HEAD + b"x: y", b"\r\n"], ids=["nothing", "a", "two", "empty"]
 )

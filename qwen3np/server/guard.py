@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import select
 import sys
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 from starlette.datastructures import Headers
@@ -245,6 +246,8 @@ class Guard:
             "request_id": exchange.id,
             "client": "{}:{}".format(*scope.get("client") or ("", "")),
         }
+        if not takes_a_line(sys.stdout):
+            return  # who reads the log has stopped: a line is lost, and no request waits
         with suppress(OSError):  # nobody reads the log, or the disk is full: requests go on
             print(orjson.dumps(line).decode(), flush=True)
 
@@ -255,6 +258,14 @@ class Guard:
         if path in OPEN or (app is not None and path in app.openapi()["paths"]):
             return path
         return getattr(scope.get("route"), "path", "other")
+
+
+def takes_a_line(stream: TextIO) -> bool:
+    """Tell whether a line of less than 4 KB can be written without waiting for who reads it."""
+    try:
+        return bool(select.select([], [stream.fileno()], [], 0)[1])
+    except (OSError, ValueError):  # it has no number, or the system cannot tell
+        return True
 
 
 def too_large(most: int) -> Failure:
