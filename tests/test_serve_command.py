@@ -58,6 +58,7 @@ def test_models(arguments, models):
     ("QWEN3NP_AUTO_TRUNCATE", "false", "auto_truncate", False),
     ("QWEN3NP_ACCEPT_TOKEN_IDS", "1", "accept_token_ids", True),
     ("API_KEY", "a,b", "api_key", "a,b"),
+    ("API_KEY", " a b\n", "api_key", "a b"),
     ("QWEN3NP_BODY_TIMEOUT", "1.5", "body_timeout", 1.5),
     ("MAX_BATCH_TOKENS", "9", "max_batch_tokens", 9),
     ("CORS_ALLOW_ORIGIN", "http://a,http://b", "cors_allow_origin", ("http://a", "http://b")),
@@ -114,6 +115,11 @@ def test_a_variable_that_is_wrong_is_named(run, environment, name, value, messag
     (["--default-prompt", "a", "--default-prompt-name", "query"], "give one of them"),
     (["--pooling", "mean"], "--pooling mean: Qwen3's models are trained for the last token's state"),
     (["--dtype", "float16"], "--dtype float16: weights stay as their files have them"),
+    (["--api-key", ""], "--api-key is empty"),
+    (["--api-key", " \n"], "--api-key is empty"),
+    (["--api-key", "a\nb"], "--api-key holds what no header can hold"),
+    (["--cors-allow-origin", "https://a.example/"], "https://a.example/: an origin is *, or as https://"),
+    (["--cors-allow-origin", "a.example"], "a.example: an origin is *, or as https://"),
     (["--port", "65536"], "argument -p/--port: must be a port, 0 to 65535"),
     (["--max-concurrent-requests", "0"], "must be an integer of 1 or more"),
 ])  # fmt: skip
@@ -153,3 +159,14 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(run):
 def test_a_model_that_cannot_be_loaded_ends_the_server(run, tmp_path):
     code, _, err = run("serve", tmp_path / "none", "--port", 0)
     assert (code, err.splitlines()[-1]) == (2, f"qwen3np: error: {tmp_path / 'none'}: no such folder")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--default-prompt-name", "nope"], "--default-prompt-name 'nope' is not one of document, query"),
+    (["{tiny}"], "two models are called"),
+    (["{tiny}", "--served-model-name", "a", "--served-model-name", "a"], "two models are called 'a'"),
+])  # fmt: skip
+def test_what_is_found_out_when_models_are_loaded_is_one_line(run, tiny, arguments, message):
+    arguments = [argument.replace("{tiny}", str(tiny)) for argument in arguments]
+    code, _, err = run("serve", tiny, *arguments, "--port", 0)
+    assert code == 2 and message in err.splitlines()[-1] and len(err.splitlines()) == 2

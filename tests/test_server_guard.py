@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -86,7 +87,10 @@ class Client:
             "method": method,
             "path": path,
             "query_string": SECRET.encode(),
-            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+            "headers": [
+                (name.replace("_", "-").encode(), value if isinstance(value, bytes) else value.encode())
+                for name, value in headers.items()
+            ],
             "client": ("10.0.0.1", 4321),
         }
         await self.guard(scope, receive, send)
@@ -122,8 +126,26 @@ def test_another_key_is_refused_in_the_words_of_the_path(given):
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_the_key_opens(scheme):
-    assert Client(api_key=KEY).ask("POST", "/embed", b"[]", authorization=f"{scheme} {KEY}").status == 200
+@pytest.mark.parametrize(
+    "key, sent", [(KEY, KEY), (KEY, KEY.encode("latin-1")), ("日本", "日本"), ("a b", "a b")]
+)
+def test_the_key_opens(scheme, key, sent):
+    sent = sent if isinstance(sent, bytes) else sent.encode()
+    headers = {"authorization": scheme.encode() + b" " + sent}
+    assert Client(api_key=key).ask("POST", "/embed", b"[]", **headers).status == 200
+
+
+def test_a_key_that_one_encoding_has_not_is_not_opened_by_what_is_left():
+    for sent in "", "??", "Bearer":
+        assert Client(api_key="日本").ask(path="/metrics", authorization=f"Bearer {sent}").status == 401
+
+
+def test_head_is_get_for_the_application():
+    """And what uvicorn leaves the body out by is not touched."""
+    client = Client(api_key=KEY)
+    assert client.ask("HEAD", "/health").status == 200
+    assert client.ask("HEAD", "/metrics").status == 401
+    assert metric(client.metrics, 'qwen3np_answers_total{method="GET",path="/health",status="200"}') == 1
 
 
 def test_a_body_reaches_the_application_in_one_piece():
@@ -421,6 +443,19 @@ def test_a_key_and_a_log_on_demand(tiny):
 
 
 @pytest.mark.slow
+def test_a_log_that_nobody_reads_stops_no_request(tiny):
+    """Its pipe is full after some hundred lines, and those that were read are whole."""
+    with serving(tiny, "--json-output") as server:
+        connection = server.connect()
+        connection.timeout = 10
+        assert {server.ask(connection=connection).status for _ in range(1000)} == {200}
+        server.process.send_signal(signal.SIGTERM)
+        out, _ = server.process.communicate(timeout=60)
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert 0 < len(lines) < 1000 and server.process.returncode == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent", [b"", HEAD[:30], HEAD + b"x: y", b"\r\n"], ids=["nothing", "a", "two", "empty"]
 )
@@ -454,6 +489,23 @@ def test_bodies_that_do_not_end(server):
         for future in answers:
             found, body = answer_of(future.result())
             assert found == status and body["error_type"] == "Validation"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/", "/health", "/ping", "/ui", "/docs", "/openapi.json", "/metrics"])
+def test_probes_may_use_head(server, path):
+    answer = server.ask("HEAD", path)
+    assert (answer.status, answer.body) == (200, b"")
+    assert server.raw(b"HEAD %s HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" % path.encode()).endswith(
+        b"\r\n\r\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", "/"])
+def test_a_compressed_body_is_told_so(server, path):
+    answer = server.ask("POST", path, gzip.compress(BODY), content_encoding="gzip")
+    assert answer.status == 400 and b"compressed" in answer.body
 
 
 @pytest.mark.slow
@@ -535,6 +587,39 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(tiny):
             while server.metric("te_embed_success") == 0:
                 time.sleep(0.1)
             assert server.end(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="sockets of a process are counted there")
+def test_an_answer_is_not_kept_for_a_client_that_does_not_read(tiny):
+    """One that reads slowly gets all of it."""
+
+    def ask() -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        connection.sendall(HEAD + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        return connection
+
+    def sockets() -> int:
+        files = Path(f"/proc/{server.process.pid}/fd").iterdir()
+        return sum(os.path.exists(file) and os.readlink(file).startswith("socket:") for file in files)
+
+    body = json.dumps({"inputs": ["a"] * 9999}).encode()
+    with serving(tiny, "--body-timeout", 1) as server:
+        before = sockets()
+        with ask() as stopped, ask() as slow:
+            received = b""
+            while part := slow.recv(1 << 20):
+                received += part
+                time.sleep(0.3)
+            head, _, content = received.partition(b"\r\n\r\n")
+            assert len(json.loads(content)) == 9999 and b" 200 " in head
+            while sockets() > before:
+                time.sleep(0.1)
+            left = 0
+            with suppress(ConnectionResetError):
+                while part := stopped.recv(1 << 20):
+                    left += len(part)
+            assert left < len(received)
 
 
 @pytest.mark.slow

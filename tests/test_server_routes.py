@@ -163,6 +163,15 @@ def test_tokens_are_those_that_are_computed(app, embedder):
     assert decoded == [texts[i] for i in some]
 
 
+@pytest.mark.parametrize(
+    "text", ["e\u0301", "xe\u0301 \u1112\u1161\u11ab😀a\u0323\u0307<|im_end|>e\u0301\n\x00"]
+)
+def test_tokens_cover_their_text_where_normalisation_joins_characters(app, text):
+    tokens = ask(app, "/tokenize", {"inputs": text, "add_special_tokens": False}).json()[0]
+    places = sorted({(token["start"], token["stop"]) for token in tokens})
+    assert "".join(text[start:stop] for start, stop in places) == text
+
+
 def test_truncation_is_asked_for(app, embedder, reranker):
     long = "word " * 33000
     assert ask(app, "/embed", {"inputs": long}).status == 422
@@ -189,7 +198,11 @@ REFUSED = [
     ("/embed", {"inputs": []}, 400, "inputs is empty"),
     ("/embed", {"inputs": 3}, 422, "must be a text"),
     ("/embed", {"inputs": [SECRET, None]}, 422, "found null at [1]"),
-    ("/embed", {"inputs": [SECRET, []]}, 422, "found a list at [1]"),
+    ("/embed", {"inputs": [SECRET, []]}, 422, "found a list without any at [1]"),
+    ("/embed", {"inputs": [SECRET, [1, True]]}, 422, "found a list of other things at [1]"),
+    ("/embed", {"inputs": SECRET, "truncate_prompt_tokens": True}, 422, "found a truth value"),
+    ("/embed", {"inputs": SECRET, "dimensions": True}, 422, "found a truth value"),
+    ("/rerank", {"query": "q", "documents": [SECRET], "top_n": True}, 422, "found a truth value"),
     ("/embed", {"inputs": [SECRET, [1, -1]]}, 422, "token id -1"),
     ("/embed", {"inputs": [[1, 99999999]]}, 422, "token id 99999999"),
     ("/embed", {"inputs": [[1, 1.5]]}, 422, "found a list"),
@@ -199,6 +212,10 @@ REFUSED = [
     ("/embed", {"inputs": SECRET, "truncation_direction": "up"}, 422, "truncation_direction"),
     ("/embed", {"inputs": SECRET, "truncate_prompt_tokens": 0}, 422, "leaves nothing"),
     ("/embed", {"inputs": SECRET * 9000}, 422, '"truncate": true'),
+    ("/embed", {"inputs": [""] * 1000, "instruction": SECRET * 1000}, 422, "each of 1000 inputs"),
+    ("/tokenize", {"inputs": [""] * 1000, "instruction": SECRET * 1000}, 422, "before each of 1000 inputs"),
+    ("/rerank", {"query": SECRET * 1000, "texts": [""] * 1000}, 422, "12000000 characters, and 8388608"),
+    ("/v1/rerank", {"query": "", "documents": [""] * 1000, "instruction": SECRET * 1000}, 422, "of 1000 doc"),
     ("/embed_all", {"inputs": ["word " * 15000] * 9}, 422, "MB of numbers"),
     ("/similarity", {"inputs": {"source_sentence": SECRET, "sentences": []}}, 400, "sentences is empty"),
     ("/similarity", {"inputs": {"sentences": [SECRET]}}, 422, "source_sentence is missing"),

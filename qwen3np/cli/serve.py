@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -57,6 +58,7 @@ TRUTH = {
     "off": False,
 }
 DEFAULTS = Settings()
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -131,7 +133,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=int(DEFAULTS.body_timeout),
         metavar="SECONDS",
-        help="how long a client may take to send a request's head, and its body (default: %(default)s)",
+        help="how long a client may take to send a request's head, and its body, and not read its answer "
+        "(default: %(default)s)",
     )
     texts = parser.add_argument_group("texts")
     add = texts.add_argument
@@ -198,6 +201,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
     names = tuple(args.served_model_name or ())
     if names and len(names) != len(models):
         raise ValueError(f"--served-model-name: {len(names)} names for {len(models)} models")
+    if args.api_key is not None:
+        args.api_key = api_key(args.api_key)
+    for origin in args.cors_allow_origin or ():
+        if not ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"--cors-allow-origin {origin}: an origin is *, or as https://app.example.org:8443, with "
+                "nothing behind it; browsers send no other"
+            )
     if args.default_prompt is not None and args.default_prompt_name is not None:
         raise ValueError("--default-prompt and --default-prompt-name: give one of them")
     if args.pooling not in (None, "last-token"):
@@ -309,6 +320,16 @@ def boolean(text: str) -> bool:
     if text.lower() not in TRUTH:
         raise argparse.ArgumentTypeError("must be true or false")
     return TRUTH[text.lower()]
+
+
+def api_key(text: str) -> str:
+    """Return a key as clients can send it: without the spaces around, and the newline of a file it was in."""
+    key = text.strip()
+    if not key:
+        raise ValueError("--api-key is empty: give a key, or leave it out for a server without one")
+    if not key.isprintable():
+        raise ValueError("--api-key holds what no header can hold, as control characters")
+    return key
 
 
 def port(text: str) -> int:

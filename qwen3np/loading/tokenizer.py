@@ -189,15 +189,23 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def spans(self, text: str, escape_special_tokens: bool = False) -> list[tuple[int, int, int]]:
-        """Return the tokens of a text as (id, start, stop); start and stop count its characters."""
+        """Return the tokens of a text as (id, start, stop); start and stop count its characters.
+
+        What normalisation joins to the character before it, as an accent to its letter, is in its token.
+        """
         tokenizer = self._escaping[0] if escape_special_tokens else self._tokenizer
-        encoding = tokenizer.encode(text, add_special_tokens=False)
-        return [(i, *offsets) for i, offsets in zip(encoding.ids, encoding.offsets, strict=True)]
+        [encoding] = tokenizer.encode_batch([text], add_special_tokens=False)  # encode would keep the GIL
+        spans: list[tuple[int, int, int]] = []
+        start = end = len(text)  # of the token behind, and of the first one behind that begins later
+        for i, (first, stop) in zip(reversed(encoding.ids), reversed(encoding.offsets), strict=True):
+            if first < start:
+                start, end = first, start
+            spans.append((i, first, max(stop, end)))
+        return spans[::-1]
 
     def is_special(self, token_id: int) -> bool:
         """Return whether a token is one of the special ones, which `skip_special_tokens` leaves out."""
-        token = self._tokenizer.get_added_tokens_decoder().get(token_id)
-        return token is not None and token.special
+        return token_id in self._special
 
     def truncate(self, ids: list[int], length: int) -> list[int]:
         """Return at most `length` of the ids, from the side that truncation_side keeps."""
@@ -281,6 +289,11 @@ class Tokenizer:
             special = [token.content for token in config.tokens if token.id is None]
             plain = [tokenizers.AddedToken(t, special=True) for t in special if known[t][0] < vocab_size]
             self._tokenizer.add_tokens(plain)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(i for i, token in added.items() if token.special)
 
     def _around(self) -> tuple[list[int], list[int]]:
         """Return the ids that the file's post-processor puts before and after a text."""

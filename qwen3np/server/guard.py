@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import select
 import sys
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 from starlette.datastructures import Headers
@@ -151,6 +152,8 @@ class Guard:
         await (self._handler if scope["type"] == "http" else self._app)(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":  # whatever can be got; the server leaves the answer's body out
+            scope = {**scope, "method": "GET"}
         exchange = Exchange(scope, receive, send, self._added)
         scope.setdefault("state", {})["times"] = exchange.times
         try:
@@ -204,11 +207,13 @@ class Guard:
         key, path = self._settings.api_key, exchange.scope["path"]
         if key is None:
             return
-        if exchange.scope["method"] in ("GET", "HEAD") and (path in OPEN or path.startswith(OPEN_FOLDER)):
+        if exchange.scope["method"] == "GET" and (path in OPEN or path.startswith(OPEN_FOLDER)):
             return
         scheme, _, given = exchange.headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
-        if scheme.lower() != "bearer" or not same:
+        sent = given.strip().encode("latin-1")
+        # Clients send what is not ASCII in either encoding, if they do.
+        same = [hmac.compare_digest(sent, key.encode(by, "backslashreplace")) for by in ("utf-8", "latin-1")]
+        if scheme.lower() != "bearer" or not any(same):
             raise Failure(UNAUTHORIZED, "this server wants its API key: send Authorization: Bearer KEY")
 
     async def _failed(self, exchange: Exchange, error: Exception) -> None:
@@ -241,6 +246,8 @@ class Guard:
             "request_id": exchange.id,
             "client": "{}:{}".format(*scope.get("client") or ("", "")),
         }
+        if not takes_a_line(sys.stdout):
+            return  # who reads the log has stopped: a line is lost, and no request waits
         with suppress(OSError):  # nobody reads the log, or the disk is full: requests go on
             print(orjson.dumps(line).decode(), flush=True)
 
@@ -251,6 +258,14 @@ class Guard:
         if path in OPEN or (app is not None and path in app.openapi()["paths"]):
             return path
         return getattr(scope.get("route"), "path", "other")
+
+
+def takes_a_line(stream: TextIO) -> bool:
+    """Tell whether a line of less than 4 KB can be written without waiting for who reads it."""
+    try:
+        return bool(select.select([], [stream.fileno()], [], 0)[1])
+    except (OSError, ValueError):  # it has no number, or the system cannot tell
+        return True
 
 
 def too_large(most: int) -> Failure:

@@ -182,7 +182,11 @@ class Server(uvicorn.Server):
 
 
 def protocol(seconds: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with limits to heads: their size, and the seconds until one is complete."""
+    """Return uvicorn's protocol with limits to heads and readers.
+
+    A head has a size, and seconds until it is complete; an answer is read by 64 KB in as many seconds, or not
+    at all.
+    """
     base: Any
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as base
@@ -195,6 +199,8 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
         _timer: asyncio.TimerHandle | None = None
         _head = 0  # bytes
         _refused = False
+        _reading: asyncio.TimerHandle | None = None
+        _unread = 0  # bytes of answers, when the client was last seen to read
 
         @property
         def _answering(self) -> bool:
@@ -218,6 +224,16 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._stop_watching()
+            self._stop_watching_reads()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._reading is None:
+                self._watch_reads()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stop_watching_reads()
 
         def eof_received(self) -> bool:
             """Have the guard answer a client that stops within a body; another one that stops has left."""
@@ -241,6 +257,22 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+        def _watch_reads(self) -> None:
+            self._unread = self.transport.get_write_buffer_size()
+            self._reading = self.loop.call_later(seconds, self._check_reads)
+
+        def _check_reads(self) -> None:
+            """Drop a client that has stopped reading: its answer, 100 MB perhaps, would stay for ever."""
+            if self._unread - self.transport.get_write_buffer_size() < SMALL:
+                self.transport.abort()
+            else:
+                self._watch_reads()
+
+        def _stop_watching_reads(self) -> None:
+            if self._reading is not None:
+                self._reading.cancel()
+                self._reading = None
 
         def _refuse(self, status: str, message: str) -> None:
             """Answer what is not a request, and linger as the guard does. No path tells the answer's form."""

@@ -42,7 +42,10 @@ def texts_or_ids_of(value: Any) -> list[str | list[int]]:
     if not isinstance(value, list):
         raise ValueError(f"must be a text, a list of texts or token ids, found {_found(value)}")
     for i, one in enumerate(value):
-        if not isinstance(one, str) and not _is_ids(one):
+        if isinstance(one, list) and not _is_ids(one):
+            other = "of other things" if one else "without any"
+            raise ValueError(f"must hold texts or lists of token ids, found a list {other} at {_at((i,))}")
+        if not isinstance(one, (str, list)):
             raise ValueError(f"must hold texts or lists of token ids, found {_found(one)} at {_at((i,))}")
     return value
 
@@ -149,6 +152,16 @@ Direction = Annotated[
 ]
 
 
+def _no_truth(value: Any) -> Any:
+    """Refuse true for a number: pydantic takes it for 1, and a text would be cut to one token."""
+    if isinstance(value, bool):
+        raise ValueError("must be an integer, found a truth value")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_truth)]
+
+
 class Body(BaseModel):
     """What every body may hold."""
 
@@ -169,7 +182,7 @@ class Truncated(Body):
         description="the side that is cut; or truncation_side, as vLLM has it",
         validation_alias=AliasChoices("truncation_direction", "truncation_side"),
     )
-    truncate_prompt_tokens: int | None = Field(
+    truncate_prompt_tokens: Integer | None = Field(
         None, ge=-1, description="cut texts to so many tokens; -1: to as many as the model takes"
     )
 
@@ -202,7 +215,7 @@ class EmbedRequest(Prompted):
 
     inputs: TextsOrIds
     normalize: bool = Field(True, description="unit vectors; false: as they were pooled")
-    dimensions: int | None = Field(None, description="how many leading dimensions to keep (32 and more)")
+    dimensions: Integer | None = Field(None, description="how many leading dimensions to keep (32 and more)")
 
 
 class EmbedAllRequest(Prompted):
@@ -255,7 +268,7 @@ class EmbeddingsRequest(Prompted):
     input: TextsOrIds = None
     messages: Conversations = Field(None, description="one text, as the parts of messages; or several such")
     encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: int | None = Field(None, description="how many leading dimensions to keep (32 and more)")
+    dimensions: Integer | None = Field(None, description="how many leading dimensions to keep (32 and more)")
     user: Any = None
 
     def texts(self, accept_token_ids: bool) -> list[str | list[int]]:
@@ -303,7 +316,7 @@ class RerankRequest(Truncated):
     instruction: str | None = Field(None, description="what makes a document a good one")
     raw_scores: bool = Field(False, description='logit("yes") - logit("no"), not the probability of "yes"')
     return_text: bool = Field(False, description="with `texts`: return them")
-    top_n: int | None = Field(None, ge=1, description="with `documents`: return so many, best first")
+    top_n: Integer | None = Field(None, ge=1, description="with `documents`: return so many, best first")
     return_documents: bool = Field(False, description="with `documents`: return them")
 
 
@@ -312,7 +325,7 @@ class OllamaRequest(Prompted):
 
     input: Texts
     truncate: bool | None = True
-    dimensions: int | None = None
+    dimensions: Integer | None = None
 
 
 class Token(BaseModel):

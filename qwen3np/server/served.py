@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -27,6 +26,9 @@ Model = TypeVar("Model", Embedder, Reranker)
 Text: TypeAlias = "str | list[int]"
 Vectors = NDArray[np.float32]
 UNLIMITED = sys.maxsize
+# Characters that the prompt, or query and instruction, may come to before all texts of a request: a body of
+# 2 MB could ask for 500 GB of them.
+MOST_REPEATED = 1 << 23
 UNCOUNTED = TruncationCount("texts", "", UNLIMITED)
 TOO_LONG = (
     '{field} has {found} tokens, and {model} takes {most}: send less, or truncate with "truncate": true '
@@ -88,6 +90,16 @@ class Served(Generic[Model]):
                 field,
             )
 
+    def check_repeated(self, what: str, characters: int, texts: Sequence[object], field: str) -> None:
+        """Raise Failure if what stands before every text is too much for so many texts."""
+        if (total := characters * len(texts)) > MOST_REPEATED:
+            raise Failure(
+                VALIDATION,
+                f"{what} before each of {len(texts)} {field} come to {total} characters, and {MOST_REPEATED} "
+                "is the most: send fewer texts per request",
+                field,
+            )
+
     def checked(self, ids: list[int], field: str, n: int) -> list[int]:
         """Return a request's token ids; raise Failure where there are none, or unknown ones."""
         size = self.model.config.vocab_size
@@ -99,21 +111,20 @@ class Served(Generic[Model]):
             )
         return ids
 
-    def tokens(self, text: str, add_special_tokens: bool) -> list[Token]:
-        """Return the tokens of a text, and with add_special_tokens those that the model's tokenizer adds."""
+    def tokens(self, text: str, add_special_tokens: bool) -> Iterator[Token]:
+        """Yield the tokens of a text, and with add_special_tokens those that the model's tokenizer adds."""
         tokenizer: Tokenizer = self.model.tokenizer
         check_unicode("inputs", text)
         spans = tokenizer.spans(text, bool(self.settings.model_arguments.get("escape_special_tokens")))
-        found: list[Token] = [
-            Token(i, text[start:stop], tokenizer.is_special(i), start, stop) for i, start, stop in spans
-        ]
-        if not add_special_tokens:
-            return found
 
-        def added(ids: list[int]) -> list[Token]:
-            return [Token(i, tokenizer.decode([i]), tokenizer.is_special(i), None, None) for i in ids]
+        def added(ids: list[int]) -> Iterator[Token]:
+            for i in ids if add_special_tokens else ():
+                yield Token(i, tokenizer.decode([i]), tokenizer.is_special(i), None, None)
 
-        return [*added(tokenizer.before), *found, *added(tokenizer.after)]
+        yield from added(tokenizer.before)
+        for i, start, stop in spans:
+            yield Token(i, text[start:stop], tokenizer.is_special(i), start, stop)
+        yield from added(tokenizer.after)
 
 
 class ServedEmbedder(Served[Embedder]):
@@ -123,7 +134,11 @@ class ServedEmbedder(Served[Embedder]):
 
     def __init__(self, model: Embedder, name: str, settings: Settings) -> None:
         super().__init__(model, name, settings)
-        self.prefix = lru_cache(64)(model._kept_prefix)
+        self._prefixes = {prompt: model._kept_prefix(prompt) for prompt in model.prompts.values()}
+
+    def prefix(self, prompt: str) -> list[int]:
+        """Return the tokens that every text with one of the model's own prompts begins with."""
+        return self._prefixes.get(prompt, [])
 
     @property
     def max_input_length(self) -> int:
@@ -171,6 +186,7 @@ class ServedEmbedder(Served[Embedder]):
             Failure: There is no text, or one cannot be computed.
         """
         self.check_count(texts, field)
+        self.check_repeated("the characters of the prompt", len(prompt), texts, field)
         tokenizer, most = self.model.tokenizer, self.max_input_length
         given = {n: self.checked(text, field, n) for n, text in enumerate(texts) if not isinstance(text, str)}
         strings = [
@@ -254,6 +270,8 @@ class ServedReranker(Served[Reranker]):
             Failure: There is no document, or a pair cannot be computed.
         """
         self.check_count(documents, fields[1])
+        before = len(query) + len(instruction or "")
+        self.check_repeated("the characters of query and instruction", before, documents, fields[1])
         if truncation.direction == "left":
             raise Failure(
                 VALIDATION,

@@ -100,6 +100,11 @@ class Service:
     def _load(self, loaded: Callable[[], object]) -> None:
         try:
             names = self.settings.served_model_names or short_names(self.settings.models)
+            if again := {name for name in names if names.count(name) > 1}:
+                raise ValueError(
+                    f"two models are called {again.pop()!r}, and requests could ask for one of them only: "
+                    "name them with --served-model-name"
+                )
             for model, name in zip(self.settings.models, names, strict=True):
                 self.served.append(self._open(model, name))
             threads = max(served.model.backend.num_threads for served in self.served)
@@ -120,7 +125,11 @@ class Service:
         if is_reranker(folder):
             return ServedReranker(Reranker(folder, **arguments), name, self.settings)
         served = ServedEmbedder(Embedder(folder, **arguments), name, self.settings)
-        served.prompt(None, None)  # --default-prompt-name exists
+        try:
+            served.prompt(None, None)
+        except Failure as failure:
+            words = failure.message.removeprefix("prompt_name ")
+            raise ValueError(f"--default-prompt-name {words}") from None
         return served
 
     def close(self) -> None:

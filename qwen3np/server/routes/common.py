@@ -37,12 +37,21 @@ def service_of(request: Request) -> Service:
     return service
 
 
-async def tokenized(request: Request, characters: int, function: Callable[[], Result]) -> Result:
-    """Call a function that tokenises, on a thread where texts are long; add its time to the request's."""
+async def tokenized(
+    request: Request, characters: int, function: Callable[[], Result], repeated: int = 0
+) -> Result:
+    """Call a function that tokenises, on a thread where texts are long; add its time to the request's.
+
+    Args:
+        request: The request.
+        characters: Of its texts.
+        function: What tokenises.
+        repeated: Characters of prompts, which the request's are not counted with.
+    """
     times: Times = request.state.times
     times.characters += characters
     start = time.monotonic()
-    ids = function() if characters <= SHORT else await to_thread.run_sync(function)
+    ids = function() if characters + repeated <= SHORT else await to_thread.run_sync(function)
     times.tokenization += time.monotonic() - start
     return ids
 
@@ -70,7 +79,7 @@ async def embedding_ids(
     """Tokenise texts for an embedding model."""
     truncation = body.truncation(served.settings.auto_truncate)
     function = partial(served.ids, texts, prompt, truncation, field)
-    return await tokenized(request, sum(map(len, texts)), function)
+    return await tokenized(request, sum(map(len, texts)), function, len(prompt) * len(texts))
 
 
 async def reranked(
@@ -82,11 +91,17 @@ async def reranked(
     fields = ("query", field)
     function = partial(served.ids, body.query, documents, body.instruction, truncation, fields)
     characters = len(body.query) * len(documents) + sum(map(len, documents))
-    ids = await tokenized(request, characters, function)
+    repeated = len(body.instruction or "") * len(documents)
+    ids = await tokenized(request, characters, function, repeated)
     states = await service_of(request).states(request, served, ids, served.prefix)
     scores = served.scores(states, body.raw_scores)
     order = np.argsort(-scores.astype(np.float64), kind="stable")
     return scores, [int(i) for i in order], served, sum(map(len, ids))
+
+
+def fragment(parts: Sequence[bytes]) -> orjson.Fragment:
+    """Join the entries of a JSON list, some in each part."""
+    return orjson.Fragment(b"[" + b",".join(parts) + b"]")
 
 
 async def json_list(rows: Sequence[Any] | NDArray[Any], entry: Callable[[int, Any], Any]) -> orjson.Fragment:
@@ -101,4 +116,4 @@ async def json_list(rows: Sequence[Any] | NDArray[Any], entry: Callable[[int, An
         some = [entry(first + i, row) for i, row in enumerate(rows[first : first + ROWS])]
         parts.append(orjson.dumps(some, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
         await asyncio.sleep(0)
-    return orjson.Fragment(b"[" + b",".join(parts) + b"]")
+    return fragment(parts)

@@ -10,6 +10,8 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..failures import INVALID, Failure
+
 CONTENT_TYPE = b"content-type"
 
 
@@ -27,6 +29,10 @@ class JsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            coding = request.headers.get("content-encoding", "identity")
+            if coding.lower() != "identity":
+                message = "the body is compressed (Content-Encoding): send it as it is"
+                raise Failure(INVALID, message)
             headers = [(k, v) for k, v in request.scope["headers"] if k != CONTENT_TYPE]
             scope = {**request.scope, "headers": [*headers, (CONTENT_TYPE, b"application/json")]}
             return await handler(JsonRequest(scope, request.receive))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import orjson
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .. import answers
+from .. import answers, schemas
 from ..failures import VALIDATION, Failure
 from ..schemas import (
     DecodeRequest,
@@ -23,17 +26,17 @@ from ..schemas import (
     Ranking,
     RerankRequest,
     SimilarityRequest,
-    Token,
     TokenizeRequest,
 )
-from ..served import refusing
-from .common import embedded, embedding_ids, json_list, reranked, service_of, tokenized
+from ..served import Token, refusing
+from .common import embedded, embedding_ids, fragment, json_list, reranked, service_of, tokenized
 from .json_route import JsonRoute
 from .rerank import ranking
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorOf} for status in (400, 401, 408, 413, 422, 424, 429, 503, 504)
 }
+TOKENS = 4096  # that become JSON at a time
 router = APIRouter(route_class=JsonRoute, tags=["text-embeddings-inference"], responses=ERRORS)
 
 
@@ -78,7 +81,7 @@ async def rerank(request: Request, body: RerankRequest) -> Response:
     return answers.json([{"index": i, "score": scores[i], **text(i)} for i in order])
 
 
-@router.post("/tokenize", response_model=list[list[Token]])
+@router.post("/tokenize", response_model=list[list[schemas.Token]])
 async def tokenize(request: Request, body: TokenizeRequest) -> Response:
     """Tokenise texts; start and stop count characters."""
     service = service_of(request)
@@ -89,14 +92,22 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Response:
     if body.prompt_name is not None or body.instruction is not None:
         prompt = service.embedder(body.model).prompt(body.prompt_name, body.instruction)
 
-    def tokens() -> list[list[dict[str, Any]]]:
-        with refusing("inputs"):
-            return [
-                [token._asdict() for token in served.tokens(prompt + text, body.add_special_tokens)]
-                for text in body.inputs
-            ]
+    served.check_repeated("the characters of the prompt", len(prompt), body.inputs, "inputs")
 
-    return answers.json(await tokenized(request, sum(map(len, body.inputs)), tokens))
+    def tokens() -> list[orjson.Fragment]:
+        """Write the JSON, some tokens at a time: as objects a million of them are half a gigabyte."""
+        with refusing("inputs"):
+            return [_json_of(served.tokens(prompt + text, body.add_special_tokens)) for text in body.inputs]
+
+    repeated = len(prompt) * len(body.inputs)
+    return answers.json(await tokenized(request, sum(map(len, body.inputs)), tokens, repeated))
+
+
+def _json_of(tokens: Iterator[Token]) -> orjson.Fragment:
+    parts = []
+    while some := [token._asdict() for token in islice(tokens, TOKENS)]:
+        parts.append(orjson.dumps(some)[1:-1])
+    return fragment(parts)
 
 
 @router.post("/decode", response_model=list[str])
@@ -106,9 +117,12 @@ async def decode(request: Request, body: DecodeRequest) -> Response:
     service.check_ready()
     served = service.any(body.model)
     served.check_count(body.ids, "ids")
-    checked = [served.checked(ids, "ids", n) for n, ids in enumerate(body.ids)]
-    texts = [served.model.tokenizer.decode(ids, body.skip_special_tokens) for ids in checked]
-    return answers.json(texts)
+
+    def texts() -> list[str]:
+        checked = [served.checked(ids, "ids", n) for n, ids in enumerate(body.ids)]
+        return [served.model.tokenizer.decode(ids, body.skip_special_tokens) for ids in checked]
+
+    return answers.json(await tokenized(request, sum(map(len, body.ids)), texts))
 
 
 @router.post("/", response_model=Any)
