@@ -100,6 +100,7 @@ class Embedder(DropIn, PickledByArguments):
         matmul_precision: str = "high",
         num_threads: int | None = None,
         reproducible: bool = False,
+        weights: str = "stored",
         **torch_only: Any,
     ) -> None:
         meant = accept(torch_only, Embedder, "Embedder", ("token", "cache_folder", "max_seq_length"))
@@ -127,7 +128,9 @@ class Embedder(DropIn, PickledByArguments):
         self.similarity_fn_name = similarity_fn_name
         self.truncate_dim = modules.truncate_dim if truncate_dim is None else truncate_dim
         self.max_seq_length = max_seq_length
-        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads, reproducible)
+        self.backend = make_backend(
+            self.checkpoint, backend, matmul_precision, num_threads, reproducible, weights
+        )
 
     def __repr__(self) -> str:
         folder, backend = str(self.checkpoint.folder), self.backend.name

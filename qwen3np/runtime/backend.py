@@ -116,9 +116,15 @@ def make_backend(
     matmul_precision: str,
     num_threads: int | None,
     reproducible: bool = False,
+    weights: str = "stored",
 ) -> Backend:
     """Make the backend of a name: "numpy" is the reference, "auto" the fastest here, the kernels."""
     if backend == "numpy":
+        if weights != "stored":
+            raise ValueError(
+                f"backend = 'numpy' and weights = {weights!r} contradict each other: the reference computes "
+                "with the weights as they are stored; leave one of them out"
+            )
         if reproducible:
             raise ValueError(
                 "backend = 'numpy' and reproducible=True contradict each other: NumPy's matrix products have "
@@ -127,6 +133,6 @@ def make_backend(
         return NumpyBackend(checkpoint)
     from .numba_backend import NumbaBackend  # and with it Numba, which only the kernels need
 
-    made = NumbaBackend(checkpoint, matmul_precision, num_threads, reproducible)
+    made = NumbaBackend(checkpoint, matmul_precision, num_threads, reproducible, weights)
     checkpoint.check_unchanged()  # while it was packed
     return made
