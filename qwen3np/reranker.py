@@ -76,6 +76,7 @@ class Reranker(DropIn, PickledByArguments):
         matmul_precision: As for Embedder.
         num_threads: As for Embedder.
         reproducible: As for Embedder.
+        weights: As for Embedder.
         **torch_only: Other arguments of CrossEncoder, accepted where they change no score.
 
     instruction, max_length (or max_seq_length), escape_special_tokens, prompts, default_prompt_name and

@@ -26,6 +26,7 @@ class Backend(Protocol):
         isa: the instruction path.
         matmul_precision: the one asked for.
         arithmetic: the one used: "high", "medium", or "float32", also where the CPU has nothing faster.
+        weights: "stored", "lossless" or "int8".
         num_threads: 1 for the reference, whose threads are NumPy's.
     """
 
@@ -33,6 +34,7 @@ class Backend(Protocol):
     isa: str
     matmul_precision: str
     arithmetic: str
+    weights: str
 
     @property
     def num_threads(self) -> int: ...
@@ -70,6 +72,7 @@ class NumpyBackend:
     """The reference. In memory are one layer's float32 weights and one head's S x S scores."""
 
     name, isa, matmul_precision, arithmetic, num_threads = "numpy", "numpy", "highest", "float32", 1
+    weights = "stored"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config

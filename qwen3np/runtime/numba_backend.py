@@ -27,7 +27,7 @@ from .threads import Job, Pool, Team
 from .workspace import Layout, Workspace
 
 PRECISIONS = ("highest", "high", "medium")
-WEIGHTS = ("stored", "int8", "lossless")
+WEIGHTS = ("stored", "lossless", "int8")
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 # bfloat16 parts of an activation, key or value in tiles. Pairs have one; 0 stands for float32.
 PARTS = {"highest": 3, "high": 2, "medium": 1}
