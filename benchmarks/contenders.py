@@ -56,7 +56,9 @@ class Ours:
         if path:
             os.environ["QWEN3NP_ISA"] = path
         from qwen3np import Embedder
+        from qwen3np.runtime import prefix_cache
 
+        prefix_cache.SMALL_CALL = 0  # every run has the same texts: nothing is kept of them
         self.model = Embedder(folder, matmul_precision=precision, num_threads=threads)
         self.options = {"matmul_precision": precision, "num_threads": threads}
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 RESAMPLES = 2000
 CONFIDENCE = 95  # percent
@@ -50,11 +51,16 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
     The same numbers give the same interval.
     """
     rounds = min(len(theirs), len(ours))
-    of_rounds = np.divide(theirs[:rounds], ours[:rounds])
-    drawn = np.random.default_rng(0).choice(of_rounds, (RESAMPLES, rounds))
+    return Ratio(*interval(np.divide(theirs[:rounds], ours[:rounds])))
+
+
+def interval(of_rounds: ArrayLike) -> tuple[float, float, float]:
+    """The median of one number per round, with the ends of its interval."""
+    values = np.asarray(of_rounds, np.float64)
+    drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
     tail = (100 - CONFIDENCE) / 2
     low, high = np.percentile(np.median(drawn, axis=1), [tail, 100 - tail])
-    return Ratio(float(np.median(of_rounds)), float(low), float(high))
+    return float(np.median(values)), float(low), float(high)
 
 
 def in_turns(

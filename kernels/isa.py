@@ -18,6 +18,13 @@ PATHS = (SIMD, AVX2, AVX512_BF16, AMX, AMX_SPELLED_OUT)
 
 # Registers and instructions are chosen when kernels are imported, and so is this process's limit.
 ONLY_AVX2 = os.environ.get("QWEN3NP_ISA") == AVX2
+# What x86 CPUs with AVX2 have in common, by LLVM's names: code for it is kept under the same name on all of
+# them, so that a container image can bring it along.
+X86_64_V3 = "x86-64-v3"
+FEATURES_OF_V3 = (
+    "64bit avx avx2 bmi bmi2 cmov crc32 cx16 cx8 f16c fma fxsr lzcnt mmx movbe popcnt sahf sse sse2 sse3 "
+    "sse4.1 sse4.2 ssse3 xsave"
+).split()
 
 
 @cache
@@ -25,14 +32,14 @@ def features() -> dict[str, bool]:
     """LLVM's names of CPU features, and whether code of this process may use them."""
     found = dict(binding.get_host_cpu_features())
     if ONLY_AVX2:
-        beyond = (n for n in found if n.startswith(("avx", "amx")) and n not in ("avx", "avx2"))
-        found |= dict.fromkeys(beyond, False)
+        found |= dict.fromkeys(found.keys() - set(FEATURES_OF_V3), False)
     return found
 
 
-if ONLY_AVX2:  # for all that Numba compiles from here on
+if ONLY_AVX2 and features().get("avx2"):  # for all that Numba compiles from here on
     config: Any = numba.config
-    config.CPU_FEATURES = ",".join(f"{'+' if there else '-'}{name}" for name, there in features().items())
+    config.CPU_NAME = X86_64_V3
+    config.CPU_FEATURES = ",".join(f"+{name}" for name in FEATURES_OF_V3)
 
 
 def has_feature(name: str) -> bool:

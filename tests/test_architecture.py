@@ -19,11 +19,21 @@ LAYERS = [
     ["search"],
     ["embedder", "reranker"],
     ["synth"],
-    ["files", "verify"],
+    ["files", "verify", "server"],
     ["cli"],
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 FILES = sorted([*(ROOT / "qwen3np").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
+OF_THE_SERVER = {
+    "fastapi",
+    "fastapi_offline",
+    "starlette",
+    "uvicorn",
+    "pydantic",
+    "orjson",
+    "prometheus_client",
+    "anyio",
+}
 ROOTS = ("__init__.py", "__main__.py")  # of the package: they import what users import
 
 
@@ -50,6 +60,8 @@ def test_imports_go_down(path):
         module = name.split(".")
         if module[0] == "torch":
             assert parts[-2:] == ("verify", "transformers"), f"{path} imports torch"
+        if module[0] in OF_THE_SERVER:
+            assert layer == "server", f"{path} imports {name}, which only the extra installs"
         if module[0] != "qwen3np" or path.name in ROOTS and len(parts) == 2:
             continue
         if module[1] == "__version__":

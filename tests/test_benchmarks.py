@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import caps
+import load
 import numpy as np
 import pairs
 import report
+import soak
 
 
 def noisy(truth: float, rounds: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,3 +89,39 @@ def test_a_library_that_ignores_a_cap_is_told():
     ignores = obeys | {"oneDNN": "Intel AVX-512 with Intel DL Boost"}
     assert caps.ignored("avx2", ignores) == f"held to avx2, but oneDNN says {ignores['oneDNN']}"
     assert caps.ignored("avx512", ignores) and not caps.ignored("", ignores)
+
+
+def test_the_soak_sees_wrong_answers_and_lost_ones():
+    """Of a server that answers right, wrong, with an error, not at all, and with 429 well and badly."""
+
+    def answer(status: str, body: str = "", headers: str = "") -> bytes:
+        return f"HTTP/1.1 {status}\r\n{headers}content-length: {len(body)}\r\n\r\n{body}".encode()
+
+    busy = "429 Too Many Requests"
+    answers = [
+        answer("200 OK", "[1.0]"), answer("200 OK", "[1.0000001]"), answer("503 Service Unavailable"),
+        answer("200 OK", "[1.0]")[:-2], answer(busy, headers="Retry-After: 1\r\n"), answer(busy),
+    ]  # fmt: skip
+    left = iter(answers)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(next(left))
+        await writer.drain()
+        writer.close()
+
+    async def ask() -> soak.Soak:
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        found = soak.Soak(SimpleNamespace(port=port), None, seed=0)
+        expected = np.ones(1, np.float32)
+        question = soak.Ask("/embed", load.get("/"), lambda reply: soak.same(reply.json(), expected))
+        for _ in answers:
+            await found.tell(await load.Connection.open(port), question)
+        listener.close()
+        return found
+
+    found = asyncio.run(ask())
+    assert found.answered == {"/embed": 2} and found.busy == 2
+    assert found.wrong == ["/embed: 200 [1.0000001]"]
+    assert [text.split()[1] for text in found.lost] == ["503", "IncompleteReadError", "429"]

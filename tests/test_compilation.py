@@ -121,3 +121,21 @@ def test_the_avx2_path_has_no_other_registers(tiny, tmp_path):
     assert "vfmadd231ps" in assembly and "%ymm15" in assembly
     for beyond in ("zmm", "%ymm16", "%xmm16", "%k1"):
         assert beyond not in assembly
+
+
+OLDER_CPU = f"""
+from llvmlite import binding
+newer = "adx aes clwb sha sse4a vaes vpclmulqdq avx512f"  # that CPUs with AVX2 may lack
+here = dict(binding.get_host_cpu_features())
+binding.get_host_cpu_name = lambda: "haswell"
+binding.get_host_cpu_features = lambda: here | dict.fromkeys(newer.split(), False)
+{EMBED}"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("avx2" not in isa.available(), reason="not an x86 CPU with AVX2")
+def test_the_avx2_path_is_compiled_once_for_all_x86_cpus(tiny, tmp_path):
+    """A container image brings it along, compiled on whatever CPU built it."""
+    first, err = finish(start(EMBED, tiny, str(tmp_path), QWEN3NP_ISA="avx2"))
+    assert "compiled the kernel forward (avx2" in err
+    assert finish(start(OLDER_CPU, tiny, str(tmp_path), QWEN3NP_ISA="avx2")) == (first, "")

@@ -95,8 +95,9 @@ def test_it_is_the_reading_copy(odd, kernel):
     assert error.max() <= tolerance, f"{dict(zip(LENGTHS, error, strict=False))}"
 
 
-def test_a_text_has_the_same_bits_in_any_company(small, kernel):
+def test_a_text_has_the_same_bits_in_any_company(small, kernel, monkeypatch):
     """Alone, in 50 random batches with any neighbours, reversed, doubled, with one and two threads."""
+    monkeypatch.setattr(prefix_cache, "SMALL_CALL", 0)  # nothing is kept: every call computes its texts whole
     texts = random_texts(small.config)
     run = NumbaBackend(small, kernel[1])
     alone = np.concatenate([run.forward([text]) for text in texts])
@@ -138,6 +139,41 @@ def test_a_shared_prefix_changes_no_bit(small, kernel, monkeypatch):
     np.testing.assert_array_equal(sharing.forward([long[:50]], long[:20]), plain.forward([long[:50]]))
     np.testing.assert_array_equal(sharing.forward([long[:50]], long[1:20]), plain.forward([long[:50]]))
     assert all(count <= 30 for count in computed)
+
+
+def test_prefixes_kept_across_calls_change_no_bit(small, kernel, monkeypatch):
+    """Random calls of texts that begin like those of other calls: fewer tokens, the same bits, in order."""
+    rng = np.random.default_rng(3)
+    instruction, *ends = random_texts(small.config, (40, 30, 90, 150, 260, 500), seed=4)
+    queries = [instruction, ends[3], *[instruction + end for end in ends], instruction + ends[1] + ends[2]]
+    kept = NumbaBackend(small, kernel[1])
+    computed, sizes = [], []
+    run = kept._pooled
+
+    def counting(team, texts, cached, saved):
+        computed.append(sum(len(text) - len(cached) for text in texts))
+        sizes.append(len(texts))
+        return run(team, texts, cached, saved)
+
+    monkeypatch.setattr(kept, "_pooled", counting)
+    calls = [
+        [
+            queries[rng.integers(len(queries))] + random_texts(small.config, [rng.integers(1, 40)], seed)[0]
+            for seed in range(100 * call, 100 * call + rng.choice([1, 1, 2, 5, 16]))
+        ]
+        for call in range(60)
+    ]
+    results = []
+    for i, texts in enumerate(calls):
+        sizes.clear()
+        most, advanced = (None, 3)[i % 2], []
+        results.append(kept.forward(texts, instruction[: i % 3 * 15], most, advanced.append))
+        assert sum(advanced) == len(texts) and (most is None or max(sizes) <= most)
+    assert sum(computed) < 0.6 * sum(len(text) for texts in calls for text in texts)
+    monkeypatch.setattr(prefix_cache, "SMALL_CALL", 0)
+    fresh = NumbaBackend(small, kernel[1])
+    for texts, states in zip(calls, results, strict=True):
+        np.testing.assert_array_equal(states, np.concatenate([fresh.forward([text]) for text in texts]))
 
 
 @pytest.mark.slow  # another engine.forward to compile

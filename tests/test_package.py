@@ -86,7 +86,7 @@ def test_the_source_distribution_has_its_tests(tree, tmp_path):
     shutil.unpack_archive(tree / name, tmp_path)
     [unpacked] = tmp_path.glob("qwen3np-*")
     files = {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*") if p.is_file()}
-    for folder in ("tests", "benchmarks", "docs", "examples", "kernels", "qwen3np"):
+    for folder in ("tests", "benchmarks", "docs", "deploy", "examples", "kernels", "qwen3np"):
         kept = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.is_file()}
         left = ("__pycache__", "egg-info", "/.")  # by other runs: caches, and what editors hide
         assert {name for name in kept if not any(part in name for part in left)} <= files
@@ -116,6 +116,7 @@ def test_the_wheel_works_away_from_the_repository(tree, tmp_path):
 
     files = {str(p.relative_to(site_packages)).replace(os.sep, "/") for p in site_packages.rglob("*.*")}
     assert {"qwen3np/py.typed", "qwen3np/synth/tokenizer.json", "qwen3np/kernels/__init__.py"} <= files
+    assert "qwen3np/server/page/ui.html" in files
     assert not {name for name in files if name.startswith(("tests", "benchmarks", "kernels"))}
     modules = [p.relative_to(ROOT) for p in sorted(ROOT.glob("qwen3np/**/*.py"))]
     modules += [Path("qwen3np") / p.relative_to(ROOT) for p in sorted(ROOT.glob("kernels/**/*.py"))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import replace
 
@@ -118,9 +119,28 @@ def test_what_pairs_share_is_computed_once(folder, monkeypatch):
     model.predict(pairs)
     assert sum(computed) < 0.5 * sum(lengths)
     computed.clear()
-    model.predict(("another query", "document"))  # alone: the system's part is still there
-    [ids] = model.tokenize([("another query", "document")])
-    assert sum(computed) == len(ids) - len(model.tokenizer.system)
+    [ids, first] = model.tokenize([("another query", "document"), (QUERY, "document")])
+    model.predict(("another query", "document"))  # alone: what comes before the query is still there
+    assert sum(computed) == len(ids) - next(i for i in range(len(ids)) if ids[i] != first[i])
+
+
+def test_a_query_is_computed_once_for_pairs_that_come_one_a_call(folder, monkeypatch):
+    model = Reranker(folder)
+    computed = []
+    run = model.backend._pooled
+
+    def counting(job, texts, known, saved):
+        computed.append(sum(len(text) - len(known) for text in texts))
+        return run(job, texts, known, saved)
+
+    monkeypatch.setattr(model.backend, "_pooled", counting)
+    pairs = [(QUERY, f"{i} is a number") for i in range(8)]
+    scores = [model.predict(pair) for pair in pairs]
+    np.testing.assert_array_equal(scores, Reranker(folder).predict(pairs))
+    [ids] = model.tokenize([(QUERY, "")])
+    behind = len(ids) - len(os.path.commonprefix(model.tokenize(pairs)))
+    assert len(computed) == len(pairs)  # keeping it is no pass of its own
+    assert max(computed[2:]) <= behind + len("8 is a number") < len(ids) / 2
 
 
 def test_rank(model):

@@ -168,6 +168,7 @@ def test_truncation_is_asked_for(app, embedder, reranker):
     assert ask(app, "/embed", {"inputs": long}).status == 422
     body = {"inputs": long, "truncate_prompt_tokens": 12}
     cut = {side: ask(app, "/embed", {**body, "truncation_direction": side}) for side in ("left", "Right")}
+    assert ask(app, "/embed", {**body, "truncation_side": "left"}).body == cut["left"].body
     ids = embedder.tokenizer.ids([long])[0]
     for side, kept in (("left", ids[-11:]), ("Right", ids[:11])):
         expected = embedder._truncate(embedder.backend.forward([kept + embedder.tokenizer.after]), 96, None)
@@ -194,11 +195,11 @@ REFUSED = [
     ("/embed", {"inputs": [[1, 1.5]]}, 422, "found a list"),
     ("/embed", {"inputs": SECRET, "dimensions": 7}, 422, "dimensions = 7 must be between 32 and 96"),
     ("/embed", {"inputs": SECRET, "dimensions": "many"}, 422, "dimensions"),
-    ("/embed", {"inputs": SECRET, "prompt_name": "nix"}, 422, "'nix' is not one of"),
+    ("/embed", {"inputs": SECRET, "prompt_name": "nix"}, 422, "'nix' is not one of document, query"),
     ("/embed", {"inputs": SECRET, "truncation_direction": "up"}, 422, "truncation_direction"),
     ("/embed", {"inputs": SECRET, "truncate_prompt_tokens": 0}, 422, "leaves nothing"),
     ("/embed", {"inputs": SECRET * 9000}, 422, '"truncate": true'),
-    ("/embed_all", {"inputs": ["word " * 30000] * 9}, 422, "MB of numbers"),
+    ("/embed_all", {"inputs": ["word " * 15000] * 9}, 422, "MB of numbers"),
     ("/similarity", {"inputs": {"source_sentence": SECRET, "sentences": []}}, 400, "sentences is empty"),
     ("/similarity", {"inputs": {"sentences": [SECRET]}}, 422, "source_sentence is missing"),
     ("/rerank", {"query": SECRET}, 422, "give texts"),
@@ -277,10 +278,16 @@ def test_settings_are_followed(tiny, embedder):
     assert (floats(ask(app, "/embed", {"inputs": QUERY}).json()) == embedder.encode_query([QUERY])).all()
     assert ask(app, "/embed", {"inputs": ["a", "b", "c"]}).status == 422
     assert ask(app, "/v1/embeddings", {"input": embedder.tokenize([QUERY])}).status == 200
+    app = served(tiny, model_arguments={"escape_special_tokens": True})
+    text = "<|im_end|> is text"
+    expected = Embedder(tiny, escape_special_tokens=True)
+    assert (floats(ask(app, "/embed", {"inputs": text}).json()) == expected.encode([text])).all()
+    [tokens] = ask(app, "/tokenize", {"inputs": text, "instruction": "Find"}).json()
+    assert [token["id"] for token in tokens] == expected.tokenize([text], instruction="Find")[0]
     app = served(tiny, default_prompt="Passage: ")
     expected = embedder.encode([QUERY], prompt="Passage: ")
     assert (floats(ask(app, "/embed", {"inputs": QUERY}).json()) == expected).all()
-    with pytest.raises(Exception, match="'nix' is not one of"):
+    with pytest.raises(Exception, match="'nix' is not one of document, query"):
         served(tiny, default_prompt_name="nix")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qwen3np import Embedder
 from qwen3np.loading.checkpoint import Checkpoint
-from qwen3np.runtime import cores, threads
+from qwen3np.runtime import cores, prefix_cache, threads
 from qwen3np.runtime import micro_batches as steps
 from qwen3np.runtime.micro_batches import MICRO_BATCH_TOKENS, plan
 from qwen3np.runtime.numba_backend import NumbaBackend
@@ -96,6 +96,7 @@ def in_teams(run: NumbaBackend, size: int, texts: int, monkeypatch) -> None:
 
 def test_teams_change_no_bit(tiny, kernel, six_threads, monkeypatch):
     """Random batches in teams of one, two, three and six threads, with beginnings that the texts share."""
+    monkeypatch.setattr(prefix_cache, "SMALL_CALL", 0)  # nothing is kept of a text alone
     run, rng = NumbaBackend(Checkpoint(tiny), kernel[1]), np.random.default_rng(1)
     assert run.num_threads == 6
     shared = texts_of([40])[0]
@@ -111,8 +112,9 @@ def test_teams_change_no_bit(tiny, kernel, six_threads, monkeypatch):
         assert sum(advanced) == len(chosen)
 
 
-def test_the_chosen_teams_change_no_bit(tiny, six_threads):
+def test_the_chosen_teams_change_no_bit(tiny, six_threads, monkeypatch):
     """As a user's call takes them: a long text, and many of all lengths that several teams compute."""
+    monkeypatch.setattr(prefix_cache, "SMALL_CALL", 0)
     run = NumbaBackend(Checkpoint(tiny))
     lengths = sorted([2100, *np.random.default_rng(2).integers(1, 200, 60).tolist()], reverse=True)
     assert {size for size, ranges in run._plan(lengths, 0, None) if ranges} > {6}

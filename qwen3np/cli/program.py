@@ -18,13 +18,14 @@ COMMANDS = {
     "search": "find the best texts in a file that embed wrote",
     "similarity": "compare queries with documents, as a table",
     "rerank": "rank documents for a query, as a table or JSON lines",
+    "serve": "answer HTTP clients: text-embeddings-inference, OpenAI, rerank and Ollama routes",
     "verify": "compare a model with the reference or transformers, and with the published scores",
     "info": "describe this machine and, with MODEL, a model",
     "compile": "compile all kernels ahead of time, for a container image",
     "synth": "write a generated checkpoint (random weights of real shapes)",
     "demo": "run the model card's example",
 }
-QUIET = ("synth",)  # commands that print nothing on stdout
+QUIET = ("synth", "serve")  # commands that need no stdout
 
 
 class Parser(argparse.ArgumentParser):

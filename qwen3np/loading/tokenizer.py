@@ -188,9 +188,10 @@ class Tokenizer:
         """Return the text of token ids."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def spans(self, text: str) -> list[tuple[int, int, int]]:
+    def spans(self, text: str, escape_special_tokens: bool = False) -> list[tuple[int, int, int]]:
         """Return the tokens of a text as (id, start, stop); start and stop count its characters."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        tokenizer = self._escaping[0] if escape_special_tokens else self._tokenizer
+        encoding = tokenizer.encode(text, add_special_tokens=False)
         return [(i, *offsets) for i, offsets in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def is_special(self, token_id: int) -> bool:

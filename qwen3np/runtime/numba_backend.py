@@ -20,7 +20,7 @@ from .memory import room_for
 from .micro_batches import MICRO_BATCH_TOKENS, Range, plan
 from .packed_batch import Ids, Integers, pack_batch, slot_count
 from .packed_weights import PackedWeights, is_bfloat16, pack
-from .prefix_cache import CachedPrefix, common_prefix, prefixes_to_compute
+from .prefix_cache import CachedPrefix, steps
 from .progress import bar
 from .stages import Stage
 from .threads import Job, Pool, Team
@@ -124,8 +124,8 @@ class NumbaBackend:
     ) -> NDArray[np.float32]:
         """Token ids of each text -> the final state of its last token, not normalised.
 
-        It is safe to call from several Python threads: one at a time computes. What all texts begin with is
-        computed once, and kept for later calls, which changes no bit.
+        It is safe to call from several Python threads: one at a time computes. What texts begin with, those
+        of a call or of several, is computed once, and kept for later calls, which changes no bit.
 
         Args:
             texts: token ids of each text.
@@ -145,15 +145,27 @@ class NumbaBackend:
     ) -> NDArray[np.float32]:
         states = np.empty((len(texts), self.config.hidden_size), np.float32)
         cache = job.workspace.prefixes
-        for ids in prefixes_to_compute(texts, prefix, cache):
-            entry = self._layout.prefix(ids)
-            self._pooled(job, [ids], cache.longest(ids), entry)
-            cache.add(entry)
-        cached = cache.longest(common_prefix(texts))
+        for step in steps(texts, prefix, cache):
+            saved = self._layout.prefix(step.kept) if step.kept else self._none
+            states[step.texts] = self._step(job, [texts[i] for i in step.texts], step.cached, saved, most)
+            if step.kept:
+                cache.add(saved)
+        return states
+
+    def _step(
+        self,
+        job: Job[Workspace],
+        texts: list[Ids],
+        cached: CachedPrefix,
+        saved: CachedPrefix,
+        most: int | None,
+    ) -> NDArray[np.float32]:
+        """Compute the states of texts that begin with `cached`; if `saved` has tokens, there is only one."""
+        states = np.empty((len(texts), self.config.hidden_size), np.float32)
 
         def micro_batch(team: Team[Workspace], texts_of: Range) -> None:
             first, last = texts_of
-            states[first:last] = self._pooled(team, texts[first:last], cached, self._none)
+            states[first:last] = self._pooled(team, texts[first:last], cached, saved)
             job.advance(last - first)
 
         for threads, ranges in self._plan([len(ids) for ids in texts], len(cached), most):

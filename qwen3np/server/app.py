@@ -13,7 +13,7 @@ from starlette.responses import Response
 from .. import __version__
 from . import answers
 from .failures import INVALID, NOT_FOUND, VALIDATION, WRONG_METHOD, Failure, Kind
-from .routes import about, ollama, openai, rerank, tei
+from .routes import about, ollama, openai, page, rerank, tei
 from .service import Service
 
 DESCRIPTION = (
@@ -29,10 +29,13 @@ def create_app(service: Service, metrics: Any = None) -> FastAPI:
         service: The models.
         metrics: What GET /metrics renders.
     """
-    app = FastAPI(title="qwen3np", version=__version__, description=DESCRIPTION)
+    app = FastAPI(
+        title="qwen3np", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None
+    )
     app.state.service, app.state.metrics = service, metrics
-    for routes in (tei, openai, rerank, ollama, about):
+    for routes in (tei, openai, rerank, ollama, about, page):
         app.include_router(routes.router)
+    page.add_docs(app)
     app.add_exception_handler(Failure, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

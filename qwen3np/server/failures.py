@@ -55,7 +55,8 @@ OLLAMA_PATHS = ("/api/",)
 def body(failure: Failure, path: str) -> dict[str, Any]:
     """Return the body that the clients of a path expect.
 
-    openai reads error.message, Cohere's and TEI's clients of these paths `message`, Ollama's `error`.
+    openai reads error.message, Cohere's and TEI's clients of these paths `message`, Jina's `detail`, Ollama's
+    `error`.
     """
     if path.startswith(OLLAMA_PATHS):
         return {"error": failure.message}
@@ -67,5 +68,6 @@ def body(failure: Failure, path: str) -> dict[str, Any]:
             "code": kind.status,
             "param": failure.param,
         }
-        return {"error": error, "message": failure.message, "code": kind.status, "type": kind.tei}
+        said = {"message": failure.message, "detail": failure.message}
+        return {"error": error, **said, "code": kind.status, "type": kind.tei}
     return {"error": failure.message, "error_type": failure.kind.tei}

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
 
 from .failures import EMPTY, INVALID, VALIDATION, Failure
 from .served import Truncation
@@ -69,6 +77,17 @@ def id_lists_of(value: Any) -> list[list[int]]:
     return value
 
 
+def conversations_of(value: Any) -> list[list[dict[str, Any]]] | None:
+    """Return a list of conversations, each a list of messages, for one or several of them."""
+    if value is None:
+        return None
+    several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    for messages in several:
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise ValueError("must be a list of messages, or a list of such lists")
+    return several
+
+
 def _found(value: Any) -> str:
     """Name a JSON value's type; never what it holds."""
     names = {bool: "a truth value", int: "a number", float: "a number", dict: "an object", list: "a list"}
@@ -112,6 +131,12 @@ Documents = Annotated[
         }
     ),
 ]
+MESSAGES_SCHEMA = {"type": "array", "items": {"type": "object"}, "minItems": 1}
+Conversations = Annotated[
+    Any,
+    AfterValidator(conversations_of),
+    WithJsonSchema({"anyOf": [MESSAGES_SCHEMA, {"type": "array", "items": MESSAGES_SCHEMA, "minItems": 1}]}),
+]
 IdLists = Annotated[
     Any,
     AfterValidator(id_lists_of),
@@ -139,7 +164,11 @@ class Truncated(Body):
         None,
         description="cut texts that are too long; otherwise, unless the server cuts always, it is an error",
     )
-    truncation_direction: Direction = Field(None, description="the side that is cut")
+    truncation_direction: Direction = Field(
+        None,
+        description="the side that is cut; or truncation_side, as vLLM has it",
+        validation_alias=AliasChoices("truncation_direction", "truncation_side"),
+    )
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, description="cut texts to so many tokens; -1: to as many as the model takes"
     )
@@ -205,7 +234,8 @@ class TokenizeRequest(Body):
 
     inputs: Texts
     add_special_tokens: bool = Field(True, description="with the tokens that the model adds")
-    prompt_name: str | None = None
+    prompt_name: str | None = Field(None, description="put this prompt of the model before each text")
+    instruction: str | None = Field(None, description="put the prompt of this instruction before each text")
 
 
 class DecodeRequest(Body):
@@ -218,18 +248,22 @@ class DecodeRequest(Body):
 class EmbeddingsRequest(Prompted):
     """Texts to embed, as OpenAI takes them; `messages` in place of `input`, as vLLM does."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]}
+    )
+
     input: TextsOrIds = None
-    messages: list[dict[str, Any]] | None = Field(None, description="one text, as the parts of messages")
+    messages: Conversations = Field(None, description="one text, as the parts of messages; or several such")
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, description="how many leading dimensions to keep (32 and more)")
-    user: str | None = None
+    user: Any = None
 
     def texts(self, accept_token_ids: bool) -> list[str | list[int]]:
         """Return the texts; raise Failure for none, and for token ids unless they are asked for."""
         if (self.input is None) == (self.messages is None):
             raise Failure(VALIDATION, "give input: a text, or a list of texts", "input")
         if self.messages is not None:
-            return [_text_of(self.messages)]
+            return [_text_of(messages) for messages in self.messages]
         found: list[str | list[int]] = self.input
         if not accept_token_ids and any(not isinstance(text, str) for text in found):
             raise Failure(
@@ -364,3 +398,10 @@ class OpenAIErrorOf(BaseModel):
     message: str
     code: int
     type: str
+    detail: str
+
+
+class OllamaErrorOf(BaseModel):
+    """What is wrong, as Ollama says it."""
+
+    error: str

@@ -103,7 +103,7 @@ class Served(Generic[Model]):
         """Return the tokens of a text, and with add_special_tokens those that the model's tokenizer adds."""
         tokenizer: Tokenizer = self.model.tokenizer
         check_unicode("inputs", text)
-        spans = tokenizer.spans(text)
+        spans = tokenizer.spans(text, bool(self.settings.model_arguments.get("escape_special_tokens")))
         found: list[Token] = [
             Token(i, text[start:stop], tokenizer.is_special(i), start, stop) for i, start, stop in spans
         ]
@@ -144,10 +144,14 @@ class ServedEmbedder(Served[Embedder]):
         default = self.settings.default_prompt
         if instruction is None and prompt_name is None and default is not None:
             return default
-        with refusing("prompt_name" if instruction is None else "instruction"):
-            if instruction is not None:
+        if instruction is not None:
+            with refusing("instruction"):
                 return self.model.prompt_text(instruction=instruction)
-            return self.model.prompt_text(prompt_name or self.settings.default_prompt_name)
+        name = self.settings.default_prompt_name if prompt_name is None else prompt_name
+        if name is not None and name not in self.model.prompts:
+            known = ", ".join(sorted(self.model.prompts))
+            raise Failure(VALIDATION, f"prompt_name {name[:80]!r} is not one of {known}", "prompt_name")
+        return self.model.prompt_text(name)
 
     def ids(
         self, texts: Sequence[Text], prompt: str, truncation: Truncation, field: str = "inputs"

@@ -72,6 +72,7 @@ class Service:
     Attributes:
         state: "loading" until the models are loaded and compiled, "ready", and "draining" once the server
             is to end.
+        loaded: Whether the models are loaded and compiled.
         error: What loading failed with.
     """
 
@@ -84,6 +85,7 @@ class Service:
         self.served: list[ServedEmbedder | ServedReranker] = []
         self.scheduler: Scheduler | None = None
         self.max_batch_tokens = 0
+        self.loaded = False
         self.started = time.time()
         self._on_step = on_step
 
@@ -105,7 +107,9 @@ class Service:
             self.scheduler = Scheduler(self.max_batch_tokens, self._on_step)
             for served in self.served:  # memory is touched, and a model that cannot compute is found out, now
                 self.scheduler.submit(served.target, [[0, 1, 2]]).future.result()
-            self.state = "ready"
+            self.loaded = True
+            if self.state == "loading":
+                self.state = "ready"
         except BaseException as error:
             self.error = error
         loaded()
@@ -126,11 +130,12 @@ class Service:
             self.scheduler.close()
 
     def check_ready(self) -> None:
-        """Raise Failure unless requests can be computed."""
-        if self.state == "loading":
-            raise Failure(UNHEALTHY, "the model is being loaded: try again in a few seconds", retry_after=2)
+        """Raise Failure until the models are loaded; a server that ends finishes what it has accepted."""
+        if self.loaded:
+            return
         if self.state == "draining":
-            raise Failure(UNHEALTHY, "the server is shutting down: send it to another", retry_after=1)
+            raise shutting_down()
+        raise Failure(UNHEALTHY, "the model is being loaded: try again in a few seconds", retry_after=2)
 
     def embedder(self, name: str | None = None) -> ServedEmbedder:
         """Return the embedding model that a request means.
@@ -210,9 +215,7 @@ class Service:
         try:
             job = scheduler.submit(served.target, [list(text) for text in numbers], prefix, every_token)
         except Closed:
-            self.state = "draining"
-            self.check_ready()
-            raise
+            raise shutting_down() from None
         times.texts += len(ids)
         times.tokens += job.tokens
         states = await self._wait(request, job, scheduler)
@@ -258,6 +261,11 @@ class Service:
         """Estimate the seconds after which what waits now is computed: 1 to 60."""
         seconds = self.scheduler.seconds_to_drain() if self.scheduler else 1
         return min(60, max(1, math.ceil(seconds)))
+
+
+def shutting_down() -> Failure:
+    """Return what a request gets that comes too late."""
+    return Failure(UNHEALTHY, "the server is shutting down: send it to another", retry_after=1)
 
 
 def short_names(models: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from ... import __version__
 from .. import answers
@@ -74,7 +74,7 @@ def _about(served: ServedEmbedder | ServedReranker) -> dict[str, Any]:
     return {**about, "instruction": served.model.instruction}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Give the metrics of Prometheus."""
     content, content_type = request.app.state.metrics.render()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from .. import answers
-from ..schemas import OllamaEmbeddings, OllamaRequest
+from ..schemas import OllamaEmbeddings, OllamaErrorOf, OllamaRequest
 from .common import embedded, json_list
 from .json_route import JsonRoute
 
 NANOSECONDS = 1_000_000_000
-router = APIRouter(route_class=JsonRoute, tags=["Ollama"])
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": OllamaErrorOf} for status in (400, 401, 404, 408, 413, 422, 424, 429, 503, 504)
+}
+router = APIRouter(route_class=JsonRoute, tags=["Ollama"], responses=ERRORS)
 
 
 @router.post("/api/embed", response_model=OllamaEmbeddings)

@@ -86,8 +86,8 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Response:
     served = service.any(body.model)
     served.check_count(body.inputs, "inputs")
     prompt = ""
-    if body.prompt_name is not None:
-        prompt = service.embedder(body.model).prompt(body.prompt_name, None)
+    if body.prompt_name is not None or body.instruction is not None:
+        prompt = service.embedder(body.model).prompt(body.prompt_name, body.instruction)
 
     def tokens() -> list[list[dict[str, Any]]]:
         with refusing("inputs"):
