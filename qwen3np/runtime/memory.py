@@ -111,9 +111,9 @@ def _message(checkpoint: Checkpoint, need: int, there: int | None) -> str:
     if there is not None and there < need:
         has = f"{there / 1e9:.2f} GB are available to"
     choices = {weights: packed_bytes(checkpoint, weights) + WORK for weights in FORMATS}
-    smaller = [f'weights="{w}" needs {size / 1e9:.2f} GB' for w, size in choices.items() if size < need]
+    smaller = [f'weights="{w}" ({size / 1e9:.2f} GB)' for w, size in choices.items() if size < need]
     return (
-        f"{checkpoint.folder}: its weights need {need / 1e9:.2f} GB of memory, {has} this process; take a "
-        f"smaller model, give it more memory{''.join(f', {one} (--weights)' for one in smaller)}, or use "
+        f"{checkpoint.folder}: its weights need {need / 1e9:.2f} GB of memory, {has} this process; take "
+        f"{', '.join([*smaller, 'a smaller model'])}, give it more memory, or use "
         'backend="numpy" (--backend numpy), which reads the weights layer by layer'
     )

@@ -78,8 +78,8 @@ class NumbaBackend:
         self.weights = weights
         if weights == "lossless" and not is_bfloat16(checkpoint):
             raise ValueError(
-                'weights = "lossless" is for bfloat16 checkpoints, and this one is not: leave it out, or take '
-                '"int8"'
+                'weights = "lossless" is for bfloat16 checkpoints, and this one is not: leave it out, or '
+                'take "int8"'
             )
         bfloat16 = is_bfloat16(checkpoint) or weights == "int8"  # what the products are made of
         self.isa = isa.choose(matmul_precision, bfloat16, reproducible)

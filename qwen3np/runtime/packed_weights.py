@@ -58,7 +58,14 @@ def pack_share(source: Any, packed: Any, tile: int, tile_step: int, thread: int,
 
 @entry_point
 def encode_share(
-    source: Any, pairs: bool, packed: Any, tile: int, tile_step: int, listed: Any, thread: int, num_threads: int
+    source: Any,
+    pairs: bool,
+    packed: Any,
+    tile: int,
+    tile_step: int,
+    listed: Any,
+    thread: int,
+    num_threads: int,
 ) -> None:
     """Encode this thread's share of a matrix; listed[thread] becomes the most that a block had to list."""
     first, last = share((source.shape[0] + 15) // 16, thread, num_threads)
@@ -167,8 +174,8 @@ def pack(
         job.run(encode_share, as_uint32(source), bfloat16, packed, tile, step, listed)
         if listed.max() > MOST_LISTED:
             raise CheckpointError(
-                f"{checkpoint.folder}: {listed.max()} of 2,048 neighbouring weights have unusual exponents, and "
-                f'weights="lossless" has room for {MOST_LISTED}: leave it out, or take weights="int8"'
+                f"{checkpoint.folder}: {listed.max()} of 2,048 neighbouring weights have unusual exponents, "
+                f'and weights="lossless" has room for {MOST_LISTED}: leave it out, or take weights="int8"'
             )
 
     def pack_layers(job: Job[Any]) -> None:
