@@ -7,9 +7,9 @@ A block is 16 rows of W by 128 columns, one stream. Every decoded weight is a bf
 them does not know the difference: the results have the bits that a bfloat16 checkpoint of these values gives,
 on every path.
 
-int8: the 128 weights of a row in a block have a scale s, the largest of them / 127, and each is q * s, rounded
-to bfloat16. Normal weights are off by 0.65 % of their standard deviation then; with a scale for every 32 they
-would be by 0.54 %, for every 256 by 0.70 %, and all but a fiftieth of it is the rounding of q.
+int8: the 128 weights of a row in a block have a scale s, the largest of them / 127, and each is q * s,
+rounded to bfloat16. Normal weights are off by 0.65 % of their standard deviation then; with a scale for every
+32 they would be by 0.54 %, for every 256 by 0.70 %, and all but a fiftieth of it is the rounding of q.
 
     scales      [16]        float32
     q           [128, 16]   -127 to 127, column by column

@@ -12,7 +12,7 @@ from qwen3np import Embedder
 from qwen3np.loading.checkpoint import Checkpoint
 from qwen3np.runtime import cores, memory
 from qwen3np.runtime.cores import cores_sharing_cache, performance_cores, thread_count, usable_cores
-from qwen3np.runtime.packed_weights import allocate, is_bfloat16, pack
+from qwen3np.runtime.packed_weights import allocate, pack
 from qwen3np.runtime.threads import Pool
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
