@@ -5,6 +5,10 @@ texts as the budget allows, an equal share of it for every job that waits and wh
 a query does not wait for the ten thousand texts that came before it, and these lose one share of a step to
 it. Models take turns.
 
+Clients that wait for an answer before they ask again come back together, a moment after a step. The next one
+waits for as many as the last one answered, a twentieth of its time at most: else the first to come would be
+computed alone, and all others a step later.
+
 A text that is larger than a step has a lane of its own: a second thread, with a second team of threads on
 the same packed weights, whose priority is so low that the operating system gives it what steps leave (a
 tenth, if they leave nothing). A text's state has the same bits in any step and lane: the engine's promise.
@@ -21,6 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +35,8 @@ from ..runtime.backend import Backend
 
 logger = logging.getLogger("qwen3np.server")
 
+GATHER = 0.05  # of a step's time, for which the next one waits for its clients to come back
+LEAST_GATHER, MOST_GATHER = 0.002, 0.025  # seconds
 LOW_PRIORITY = 10  # nice: a weight of 110 where the usual one is 1024
 Ids = list[int]
 States = list[NDArray[np.float32]]  # per text: [hidden_size], or [tokens, hidden_size]
@@ -128,6 +135,7 @@ class Scheduler:
         self._turns = 0
         self._running: list[Step | None] = [None, None]
         self._rate = 0.0  # tokens per second of the last steps
+        self._expected, self._gathering = 0, 0.0  # jobs that may come back, and until when
         self._closed = False
         self._lanes = [
             threading.Thread(target=self._run, args=(lane,), daemon=True, name=f"lane {lane}")
@@ -211,10 +219,14 @@ class Scheduler:
     def _next_step(self, lane: int) -> Step | None:
         """Wait for texts, and take those of the next step; None: closed, and none are left."""
         with self._changed:
-            while not (waiting := [job for job in self._jobs if job._waiting[lane]]):
+            while True:
+                waiting = [job for job in self._jobs if job._waiting[lane]]
+                left = self._gathering - time.monotonic()
+                if waiting and (lane == BESIDE or self._closed or left <= 0 or self._is_enough(waiting)):
+                    break
                 if self._closed:
                     return None
-                self._changed.wait()
+                self._changed.wait(left if waiting else None)
             keys = dict.fromkeys((job.target, job.every_token, lane) for job in waiting)
             key = min(keys, key=lambda key: self._turn.get(key, 0))  # of equal ones the oldest
             self._turns += 1
@@ -227,6 +239,13 @@ class Scheduler:
             self._jobs = [job for job in self._jobs if any(job._waiting)]
             self._running[lane] = step
             return step
+
+    def _is_enough(self, waiting: Sequence[Job]) -> bool:
+        """Tell whether a step need not wait for more jobs than these."""
+        if len(waiting) >= self._expected:
+            return True
+        tokens = (len(job.ids[n]) for job in waiting for n in job._waiting[STEPS])
+        return any(total >= self.max_batch_tokens for total in accumulate(tokens))
 
     def _compute(self, step: Step, lane: int) -> Sequence[NDArray[np.float32]]:
         target = step.jobs[0].target
@@ -268,6 +287,10 @@ class Scheduler:
                     self._jobs = [other for other in self._jobs if other is not job]
                 if error is not None or len(job._states) == len(job.ids):
                     done.append(job)
+            if lane == STEPS:
+                self._expected = len(done)
+                wait = min(max(LEAST_GATHER, GATHER * seconds), MOST_GATHER)
+                self._gathering = time.monotonic() + wait
         for job in done:
             if not job.future.done() and job.future.set_running_or_notify_cancel():
                 if error is not None:
