@@ -33,6 +33,7 @@ READING_ORDER = {
     "kernels/simd.py": "sixteen float32 in registers, as a Numba type",
     "kernels/micro_kernel.py": "the matrix product in registers: a plain loop over a register block",
     "kernels/matmul.py": "whole matrix products, their threads and epilogues",
+    "kernels/compact.py": "weights in fewer bits, decoded as they are multiplied",
     "kernels/amx.py": "the same product on AMX's tiles",
     "kernels/kv_layout.py": "where keys and values lie",
     "kernels/attention.py": "attention without an S x S matrix",

@@ -279,7 +279,7 @@ def tiled(array: Any) -> bool:
 def _state(method: str, text: str) -> Any:
     def change(typingctx, array):
         def codegen(context, b, sig, args):
-            if tiled(sig.args[0]):
+            if tiled(sig.args[0]) or sig.args[0].dtype in (types.int8, types.uint8):
                 getattr(Tiles(b), method)()
             return context.get_dummy_value()
 
@@ -291,7 +291,7 @@ def _state(method: str, text: str) -> Any:
 
 # Before the first product of a kernel on this thread, since other libraries have layouts of their own; and
 # after the last, since a thread whose tiles are in use costs the system 8 KB at every switch. `array` is a
-# left-hand side; nothing happens if it is not in tiles.
+# left-hand side, or weights in fewer bits; nothing happens if keys or values are not in tiles.
 configure = _state("configure", "Lay out this thread's tile registers.")
 release = _state("release", "Give this thread's tile registers back.")
 

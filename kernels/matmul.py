@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from .amx import TILE, configure, release, rows_of_tiles, tiled
+from .amx import TILE, Lhs, Rhs, Sums, configure, multiply_passing, release, rows_of_tiles
+from .compact import COLUMNS, compact, decode, decode_pairs, decode_tiles
 from .isa import has_feature, zen
 from .jit import inline
 from .micro_kernel import kind_of, panels_at_once, product
@@ -75,6 +77,8 @@ def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
 
     It takes flat indexes of x and y, and scratch: room for 16 widened rows of W from wide_at on.
     """
+    if compact(w):
+        return decoded_rows_times_panels(mode, x)
     multiply = panel_by_panel(mode, kind_of(w, x))
 
     @inline
@@ -99,12 +103,51 @@ def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
     return widened
 
 
+def decoded_rows_times_panels(mode: str, x: Any) -> Any:
+    """Make the same for weights in fewer bits: block by block, decoded into scratch, then multiplied.
+
+    The sums are those of the micro-kernel, whose blocks are as long: the first begins them, the others go
+    on. Where y is added to, they are formed in scratch, from 0 on.
+    """
+    dot = x.dtype != types.float32
+    kind, decoded = ("dot", decode_pairs) if dot else ("float32", decode)
+    begin, go_on = panel_by_panel("store", kind), panel_by_panel("continue", kind)
+    words = inline((lambda scratch: scratch.view(np.uint16)) if dot else (lambda scratch: scratch))
+    per_word = 2 if dot else 1  # elements of `words` per float32 of scratch, and k per row of an operand
+    w_step = 16 * per_word
+
+    @inline
+    def sums(w, n, x, x_at, x_step, y, y_at, y_step, panels, scratch, wide_at):
+        blocks, wide = w.shape[1], words(scratch)
+        for block in range(blocks):
+            decoded(w, n * blocks + block, scratch, wide_at)
+            x_b, left = x_at + block * COLUMNS * 16, x_step // 16 - block * COLUMNS
+            steps, at = min(COLUMNS, left) // per_word, wide_at * per_word
+            if block == 0:
+                begin(panels, wide, at, w_step, x, x_b, x_step, y, y_at, y_step, steps)
+            else:
+                go_on(panels, wide, at, w_step, x, x_b, x_step, y, y_at, y_step, steps)
+
+    if mode == "store":
+        return sums
+
+    @inline
+    def add(w, n, x, x_at, x_step, y, y_at, y_step, panels, scratch, wide_at):
+        sums(w, n, x, x_at, x_step, scratch, 0, ROWS * 16, panels, scratch, wide_at)
+        for p in range(panels):
+            for i in range(0, ROWS * 16, 16):
+                at = y_at + p * y_step + i
+                store(y, at, load(y, at) + load(scratch, p * ROWS * 16 + i))
+
+    return add
+
+
 def panels_together(w: Any, x: Any) -> Any:
     """Make a function: how many of the remaining panels pass all rows of W together.
 
     Their x stays in L2 while W streams past.
     """
-    if kind_of(w, x) == "pairs" and WIDENS:
+    if compact(w) or (kind_of(w, x) == "pairs" and WIDENS):
         return inline(lambda remaining: min(WIDEN_FOR, remaining))
     return panels_at_once
 
@@ -132,11 +175,46 @@ def matmul_swiglu(w, x, y, count, scratch, me):
 
 
 RESULTS = WIDEN_FOR * 2 * TILE  # float32 values of scratch for 32 rows of each panel
+DECODED = (COLUMNS + COLUMNS // 2 + COLUMNS) * ROWS  # for compact.decode_tiles, which needs the most
 
 
 def scratch_size(panels: int, K: int) -> int:
     """The float32 values of scratch that a thread needs for `panels` panels of up to K rows."""
-    return max(panels * 2 * TILE, RESULTS + K * ROWS)
+    return max(panels * 2 * TILE + DECODED, RESULTS + max(K * ROWS, DECODED))
+
+
+def in_tiles(x: Any) -> bool:
+    """Tell whether an operand's Numba type is one for tiles."""
+    return x.ndim == 4
+
+
+def groups_of_32(w: Any) -> Any:
+    """Make a function: how many times 32 rows W has."""
+    return inline((lambda w: w.shape[0] // 2) if compact(w) else (lambda w: w.shape[0]))
+
+
+def rows_by_tiles(w: Any) -> Any:
+    """Make a function: 32 rows of W, in tiles or in fewer bits, times all panels of an operand in tiles."""
+    if not compact(w):
+
+        @inline
+        def stored(w, n, x, panels, c, c_at, c_step, scratch, bases):
+            rows_of_tiles(w, n, x, panels, c, c_at, c_step)
+
+        return stored
+
+    @inline
+    def decoded(w, n, x, panels, c, c_at, c_step, scratch, bases):
+        parts, part_step, at = x.shape[1], x.shape[2] * x.shape[3], scratch.size - DECODED
+        sums = Sums(c, c_at, c_step)
+        for block in range(w.shape[1]):
+            decode_tiles(w, n, block, scratch, at, bases)
+            k = block * (COLUMNS // 32)
+            lhs = Lhs(scratch.view(np.uint16), 2 * at, 0, 1)
+            rhs = Rhs(x, k * TILE, parts * part_step, part_step, parts)
+            multiply_passing(block == 0, lhs, rhs, panels, sums, min(COLUMNS // 32, x.shape[2] // 16 - k), 0)
+
+    return decoded
 
 
 def macro_kernel(mode: str, w: Any, x: Any) -> Any:
@@ -159,16 +237,17 @@ def macro_kernel(mode: str, w: Any, x: Any) -> Any:
 
 @overload(matmul, jit_options={"nogil": True})
 def _matmul(w, x, y, panels, scratch, me):
-    if not tiled(w):
+    if not in_tiles(x):
         return macro_kernel("store", w, x)
+    multiply, groups = rows_by_tiles(w), groups_of_32(w)
 
     def product(w, x, y, panels, scratch, me):
-        first, last = share(w.shape[0], me.thread, me.num_threads)
-        y_step = y.shape[1] * 16
+        first, last = share(groups(w), me.thread, me.num_threads)
+        y_step, bases = y.shape[1] * 16, np.empty(ROWS, np.int64)
         configure(w)
         for n in range(first, last):
             y_at = panels.first * y_step + n * 2 * ROWS * 16
-            rows_of_tiles(w, n, x, panels.count, y, y_at, y_step)
+            multiply(w, n, x, panels.count, y, y_at, y_step, scratch, bases)
         release(w)
 
     return product
@@ -176,15 +255,16 @@ def _matmul(w, x, y, panels, scratch, me):
 
 @overload(matmul_add, jit_options={"nogil": True})
 def _matmul_add(w, x, y, panels, scratch, me):
-    if not tiled(w):
+    if not in_tiles(x):
         return macro_kernel("add", w, x)
+    multiply, groups = rows_by_tiles(w), groups_of_32(w)
 
     def add(w, x, y, panels, scratch, me):
-        first, last = share(w.shape[0], me.thread, me.num_threads)
-        step = 2 * ROWS * 16
+        first, last = share(groups(w), me.thread, me.num_threads)
+        step, bases = 2 * ROWS * 16, np.empty(ROWS, np.int64)
         configure(w)
         for n in range(first, last):
-            rows_of_tiles(w, n, x, panels.count, scratch, 0, step)
+            multiply(w, n, x, panels.count, scratch, 0, step, scratch, bases)
             for p in range(panels.count):
                 y_at = (panels.first + p) * y.shape[1] * 16 + n * step
                 for i in range(0, step, 16):
@@ -196,13 +276,15 @@ def _matmul_add(w, x, y, panels, scratch, me):
 
 @overload(matmul_swiglu, jit_options={"nogil": True})
 def _matmul_swiglu(w, x, y, count, scratch, me):
-    if tiled(w):
+    if in_tiles(x):
+        multiply_tiles, groups = rows_by_tiles(w), groups_of_32(w)
 
         def swiglu(w, x, y, count, scratch, me):
-            first, last = share(w.shape[0], me.thread, me.num_threads)
+            first, last = share(groups(w), me.thread, me.num_threads)
+            bases = np.empty(ROWS, np.int64)
             configure(w)
             for n in range(first, last):
-                rows_of_tiles(w, n, x, count, scratch, 0, 2 * ROWS * 16)
+                multiply_tiles(w, n, x, count, scratch, 0, 2 * ROWS * 16, scratch, bases)
                 swiglu_epilogue(scratch, count, y, 0, n)
             release(w)
 

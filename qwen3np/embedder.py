@@ -68,6 +68,8 @@ class Embedder(DropIn, PickledByArguments):
         num_threads: Threads of the kernels. Default: one per core that this process may use.
         reproducible: Compute the same bits on every CPU: float32 sums in one fixed order, and only arithmetic
             that IEEE 754 defines. Otherwise a CPU uses its fastest instructions (see matmul_precision).
+        weights: "stored", as the files have them; "lossless", in 78 % of bfloat16's memory with the same bits
+            in every vector; or "int8", in 52 %, each row of 128 weights rounded to 8 bits.
         **torch_only: Other arguments of sentence-transformers, accepted where they change no vector.
 
     prompts, default_prompt_name, similarity_fn_name, truncate_dim and max_seq_length can also be set later,
@@ -100,6 +102,7 @@ class Embedder(DropIn, PickledByArguments):
         matmul_precision: str = "high",
         num_threads: int | None = None,
         reproducible: bool = False,
+        weights: str = "stored",
         **torch_only: Any,
     ) -> None:
         meant = accept(torch_only, Embedder, "Embedder", ("token", "cache_folder", "max_seq_length"))
@@ -127,7 +130,9 @@ class Embedder(DropIn, PickledByArguments):
         self.similarity_fn_name = similarity_fn_name
         self.truncate_dim = modules.truncate_dim if truncate_dim is None else truncate_dim
         self.max_seq_length = max_seq_length
-        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads, reproducible)
+        self.backend = make_backend(
+            self.checkpoint, backend, matmul_precision, num_threads, reproducible, weights
+        )
 
     def __repr__(self) -> str:
         folder, backend = str(self.checkpoint.folder), self.backend.name

@@ -76,6 +76,7 @@ class Reranker(DropIn, PickledByArguments):
         matmul_precision: As for Embedder.
         num_threads: As for Embedder.
         reproducible: As for Embedder.
+        weights: As for Embedder.
         **torch_only: Other arguments of CrossEncoder, accepted where they change no score.
 
     instruction, max_length (or max_seq_length), escape_special_tokens, prompts, default_prompt_name and
@@ -110,6 +111,7 @@ class Reranker(DropIn, PickledByArguments):
         matmul_precision: str = "high",
         num_threads: int | None = None,
         reproducible: bool = False,
+        weights: str = "stored",
         **torch_only: Any,
     ) -> None:
         renamed = ("token", "cache_folder", "activation_fn", "max_length")
@@ -145,7 +147,9 @@ class Reranker(DropIn, PickledByArguments):
         if "score.weight" not in self.checkpoint.tensors:
             self.answers = modules.answers or self._answers_of_tokenizer()
         self._answer_rows = self._rows(self.answers)
-        self.backend = make_backend(self.checkpoint, backend, matmul_precision, num_threads, reproducible)
+        self.backend = make_backend(
+            self.checkpoint, backend, matmul_precision, num_threads, reproducible, weights
+        )
 
     def __repr__(self) -> str:
         return f"Reranker({str(self.checkpoint.folder)!r}, backend={self.backend.name!r})"

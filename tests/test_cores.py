@@ -12,7 +12,7 @@ from qwen3np import Embedder
 from qwen3np.loading.checkpoint import Checkpoint
 from qwen3np.runtime import cores, memory
 from qwen3np.runtime.cores import cores_sharing_cache, performance_cores, thread_count, usable_cores
-from qwen3np.runtime.packed_weights import allocate, is_bfloat16, pack
+from qwen3np.runtime.packed_weights import allocate, pack
 from qwen3np.runtime.threads import Pool
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -269,8 +269,7 @@ def test_the_estimate_is_what_packing_allocates(tiny):
     checkpoint = Checkpoint(tiny)
     packed = pack(checkpoint, Pool(1), lambda layers: None)
     matrices = sum(w.nbytes for name, w in packed._asdict().items() if name.endswith("proj"))
-    assert memory.packed_bytes(checkpoint, is_bfloat16(checkpoint)) == matrices
-    assert memory.packed_bytes(checkpoint, False) == 2 * matrices
+    assert memory.packed_bytes(checkpoint) == matrices
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(tiny, monkeypatch):
@@ -284,8 +283,8 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(tiny, monkeypa
 
 def test_memory_that_the_system_refuses_all_the_same(tiny):
     with pytest.raises(MemoryError, match="its weights need 0.13 GB of memory"):
-        with memory.room_for(Checkpoint(tiny), True):
+        with memory.room_for(Checkpoint(tiny), "stored"):
             raise OSError(12, "Cannot allocate memory")
     with pytest.raises(OSError, match="No such file"):
-        with memory.room_for(Checkpoint(tiny), True):
+        with memory.room_for(Checkpoint(tiny), "stored"):
             raise FileNotFoundError(2, "No such file")

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from ..loading.checkpoint import SINGLE_FILE, Checkpoint
 from ..synth.checkpoints import synthesize
-from .options import MATMUL_PRECISIONS
+from .options import MATMUL_PRECISIONS, WEIGHTS
 
 EXAMPLES = ("qwen3np compile",)
 
@@ -25,42 +25,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reproducible", action="store_true", help="compile the kernels that --reproducible uses"
     )
+    parser.add_argument(
+        "--weights", default="stored", choices=WEIGHTS, help="compile the kernels that --weights uses"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from ..kernels import cache_files
 
-    kernels = compile_kernels(args.matmul_precision, args.reproducible)
+    kernels = compile_kernels(args.matmul_precision, args.reproducible, args.weights)
     if missing := [kernel for kernel, kept in kernels.items() if not kept]:
         raise OSError(f"compiled kernels were not kept ({', '.join(missing)}): see the warning above")
     for folder, files, size in cache_files.stored():
         print(f"{folder}: {files} kernels, {size / 1e6:.1f} MB")
 
 
-def compile_kernels(matmul_precision: str | None = None, reproducible: bool = False) -> dict[str, bool]:
+def compile_kernels(
+    matmul_precision: str | None = None, reproducible: bool = False, weights: str = "stored"
+) -> dict[str, bool]:
     """Compile kernels for bfloat16 and float32 checkpoints, unless they are there already.
 
     Args:
         matmul_precision: Those of one precision. Default: of all.
         reproducible: Those of reproducible vectors.
+        weights: Those of "stored", "lossless" or "int8" weights.
 
     Returns:
         Kernel and types -> whether it is kept on disk.
     """
     from ..engine import forward, stage
     from ..runtime.numba_backend import PRECISIONS, NumbaBackend
-    from ..runtime.packed_weights import pack_share
+    from ..runtime.packed_weights import encode_share, is_bfloat16, pack_share
 
     every = ("highest",) if reproducible else PRECISIONS
     precisions = every if matmul_precision is None else (matmul_precision,)
     with tempfile.TemporaryDirectory() as temporary:
         for checkpoint in _checkpoints(Path(temporary)):
             for precision in precisions:
-                list(NumbaBackend(checkpoint, precision, reproducible=reproducible).stages([[0]]))
+                if weights == "stored" or is_bfloat16(checkpoint):
+                    list(NumbaBackend(checkpoint, precision, None, reproducible, weights).stages([[0]]))
             del checkpoint  # Windows deletes no file that is mapped
     return {
         f"{kernel.__name__} {number}": kernel._cache.kept(types, kernel.targetctx)
-        for kernel in (pack_share, forward, stage)
+        for kernel in (pack_share, encode_share, forward, stage)
         for number, types in enumerate(kernel.signatures, 1)
     }
 

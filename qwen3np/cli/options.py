@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 RERANKER = "Qwen/Qwen3-Reranker-0.6B"
 MATMUL_PRECISIONS = ("highest", "high", "medium")
+WEIGHTS = ("stored", "lossless", "int8")
 
 
 def load_embedder(args: argparse.Namespace) -> Embedder:
@@ -46,6 +47,7 @@ def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "matmul_precision": args.matmul_precision,
         "num_threads": args.threads,
         "reproducible": args.reproducible,
+        "weights": args.weights,
     }
 
 
@@ -98,6 +100,13 @@ def model_options(
         "--threads", type=int, help="threads of the kernels (default: one per core this process may use)"
     )
     parser.add_argument("--reproducible", action="store_true", help="compute the same bits on every CPU")
+    parser.add_argument(
+        "--weights",
+        default="stored",
+        choices=WEIGHTS,
+        help="lossless: the same bits in less memory; int8: half the memory of bfloat16, rounded to 8 bits "
+        "(default: %(default)s)",
+    )
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ def of_model(model: Embedder, prompt: str, dim: int) -> dict[str, Any]:
         "prompt": prompt,
         "dim": dim,
         "max_seq_length": model.max_seq_length,
-        "backend": [backend.name, backend.isa, backend.matmul_precision],
+        "backend": [backend.name, backend.isa, backend.matmul_precision, backend.weights],
         "qwen3np": __version__,
     }
 

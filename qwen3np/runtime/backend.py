@@ -26,6 +26,7 @@ class Backend(Protocol):
         isa: the instruction path.
         matmul_precision: the one asked for.
         arithmetic: the one used: "high", "medium", or "float32", also where the CPU has nothing faster.
+        weights: "stored", "lossless" or "int8".
         num_threads: 1 for the reference, whose threads are NumPy's.
     """
 
@@ -33,6 +34,7 @@ class Backend(Protocol):
     isa: str
     matmul_precision: str
     arithmetic: str
+    weights: str
 
     @property
     def num_threads(self) -> int: ...
@@ -70,6 +72,7 @@ class NumpyBackend:
     """The reference. In memory are one layer's float32 weights and one head's S x S scores."""
 
     name, isa, matmul_precision, arithmetic, num_threads = "numpy", "numpy", "highest", "float32", 1
+    weights = "stored"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
@@ -116,9 +119,15 @@ def make_backend(
     matmul_precision: str,
     num_threads: int | None,
     reproducible: bool = False,
+    weights: str = "stored",
 ) -> Backend:
     """Make the backend of a name: "numpy" is the reference, "auto" the fastest here, the kernels."""
     if backend == "numpy":
+        if weights != "stored":
+            raise ValueError(
+                f"backend = 'numpy' and weights = {weights!r} contradict each other: the reference computes "
+                "with the weights as they are stored; leave one of them out"
+            )
         if reproducible:
             raise ValueError(
                 "backend = 'numpy' and reproducible=True contradict each other: NumPy's matrix products have "
@@ -127,6 +136,6 @@ def make_backend(
         return NumpyBackend(checkpoint)
     from .numba_backend import NumbaBackend  # and with it Numba, which only the kernels need
 
-    made = NumbaBackend(checkpoint, matmul_precision, num_threads, reproducible)
+    made = NumbaBackend(checkpoint, matmul_precision, num_threads, reproducible, weights)
     checkpoint.check_unchanged()  # while it was packed
     return made

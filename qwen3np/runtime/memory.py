@@ -10,22 +10,23 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..kernels.compact import COLUMNS, FORMATS
 from ..loading.checkpoint import Checkpoint
 from .cgroups import Group, own_groups, read
-from .packed_weights import pad
+from .packed_weights import is_bfloat16, pad
 
 WORK = 128_000_000  # bytes beside the weights: Numba's compiler, the activations of a micro-batch
 
 
 @contextlib.contextmanager
-def room_for(checkpoint: Checkpoint, bfloat16: bool) -> Iterator[None]:
+def room_for(checkpoint: Checkpoint, weights: str) -> Iterator[None]:
     """Guard the packing of the weights, which goes on inside.
 
     Raises:
         MemoryError: they do not fit into what is available (nothing has been read then), or the system
             refuses the memory all the same.
     """
-    need, there = packed_bytes(checkpoint, bfloat16) + WORK, available_bytes()
+    need, there = packed_bytes(checkpoint, weights) + WORK, available_bytes()
     if there is not None and need > there:
         raise MemoryError(_message(checkpoint, need, there))
     try:
@@ -36,22 +37,22 @@ def room_for(checkpoint: Checkpoint, bfloat16: bool) -> Iterator[None]:
         raise MemoryError(_message(checkpoint, need, there)) from error
 
 
-def packed_bytes(checkpoint: Checkpoint, bfloat16: bool) -> int:
+def packed_bytes(checkpoint: Checkpoint, weights: str = "stored") -> int:
     """The bytes that packed_weights.pack allocates for the matrices.
 
-    They are 2 per weight of bfloat16 checkpoints, else 4, with rows and columns padded to 32.
+    As stored they are 2 per weight of bfloat16 checkpoints, else 4. Rows are padded to 32, and columns to 32
+    or, in fewer bits, to blocks of 128.
     """
     c = checkpoint.config
-    D, F, NH, KH = (
-        pad(size, 32)
-        for size in (
-            c.hidden_size,
-            c.intermediate_size,
-            c.num_attention_heads * c.head_dim,
-            2 * c.num_key_value_heads * c.head_dim,
-        )
-    )
-    return c.num_hidden_layers * D * (2 * NH + KH + 3 * F) * (2 if bfloat16 else 4)
+    D, F, NH = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
+    shapes = [(NH, D), (2 * c.num_key_value_heads * c.head_dim, D), (D, NH), (2 * pad(F, 32), D), (D, F)]
+    if weights in FORMATS:
+        size = FORMATS[weights][1]
+        matrices = (pad(N, 32) // 16 * -(-pad(K, 32) // COLUMNS) * size for N, K in shapes)
+    else:
+        size = 2 if is_bfloat16(checkpoint) else 4
+        matrices = (pad(N, 32) * pad(K, 32) * size for N, K in shapes)
+    return c.num_hidden_layers * sum(matrices)
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
@@ -109,8 +110,10 @@ def _message(checkpoint: Checkpoint, need: int, there: int | None) -> str:
     has = "which the system refuses"
     if there is not None and there < need:
         has = f"{there / 1e9:.2f} GB are available to"
+    choices = {weights: packed_bytes(checkpoint, weights) + WORK for weights in FORMATS}
+    smaller = [f'weights="{w}" ({size / 1e9:.2f} GB)' for w, size in choices.items() if size < need]
     return (
-        f"{checkpoint.folder}: its weights need {need / 1e9:.2f} GB of memory, {has} this process; take a "
-        'smaller model, give it more memory, or use backend="numpy" (--backend numpy), which reads the '
-        "weights layer by layer"
+        f"{checkpoint.folder}: its weights need {need / 1e9:.2f} GB of memory, {has} this process; take "
+        f"{', '.join([*smaller, 'a smaller model'])}, give it more memory, or use "
+        'backend="numpy" (--backend numpy), which reads the weights layer by layer'
     )

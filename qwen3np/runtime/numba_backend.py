@@ -27,6 +27,7 @@ from .threads import Job, Pool, Team
 from .workspace import Layout, Workspace
 
 PRECISIONS = ("highest", "high", "medium")
+WEIGHTS = ("stored", "lossless", "int8")
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 # bfloat16 parts of an activation, key or value in tiles. Pairs have one; 0 stands for float32.
 PARTS = {"highest": 3, "high": 2, "medium": 1}
@@ -50,6 +51,7 @@ class NumbaBackend:
         matmul_precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names them.
         num_threads: default: see cores.thread_count.
         reproducible: compute the same bits on every CPU, with "highest".
+        weights: "stored", or in fewer bits "int8" or "lossless" (kernels/compact.py).
     """
 
     name = "numba"
@@ -60,7 +62,10 @@ class NumbaBackend:
         matmul_precision: str = "high",
         num_threads: int | None = None,
         reproducible: bool = False,
+        weights: str = "stored",
     ) -> None:
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights = {weights!r} is not one of {', '.join(WEIGHTS)}")
         if matmul_precision not in PRECISIONS:
             raise ValueError(f"matmul_precision = {matmul_precision!r} is not one of {', '.join(PRECISIONS)}")
         if reproducible and matmul_precision == "medium":
@@ -70,7 +75,13 @@ class NumbaBackend:
             )
         self.reproducible = reproducible
         self.matmul_precision = matmul_precision = "highest" if reproducible else matmul_precision
-        bfloat16 = is_bfloat16(checkpoint)
+        self.weights = weights
+        if weights == "lossless" and not is_bfloat16(checkpoint):
+            raise ValueError(
+                'weights = "lossless" is for bfloat16 checkpoints, and this one is not: leave it out, or '
+                'take "int8"'
+            )
+        bfloat16 = is_bfloat16(checkpoint) or weights == "int8"  # what the products are made of
         self.isa = isa.choose(matmul_precision, bfloat16, reproducible)
         tiles = self.isa in (isa.AMX, isa.AMX_SPELLED_OUT)
         parts = PARTS[matmul_precision] if tiles else 1 if self.isa == isa.AVX512_BF16 else 0
@@ -83,20 +94,22 @@ class NumbaBackend:
         )
         self._layout = Layout(c, parts, tiles, block_panels)
         self._none = self._layout.prefix()
-        self._variant = f"{self.isa}, {'bfloat16' if bfloat16 else 'float32'} weights"
+        stored = "bfloat16" if bfloat16 else "float32"
+        self._variant = f"{self.isa}, {stored if weights == 'stored' else weights} weights"
         self._sharing = cores_sharing_cache()
         self._checkpoint = checkpoint
         self.pool: Pool[Workspace] = Pool(num_threads, partial(Workspace, self._layout, self._none))
         shown = bar(total=c.num_hidden_layers, desc="packing weights", unit="layer", delay=2, leave=False)
-        with room_for(checkpoint, bfloat16), shown:
-            self._weights = pack(checkpoint, self.pool, shown.update, tiles)
+        with room_for(checkpoint, weights), shown:
+            self._weights = pack(checkpoint, self.pool, shown.update, tiles, weights)
         arguments = self.pool.call(lambda job: self._arguments(job, [[0]], self._none, self._none))
         compile_for(engine.forward, (*arguments, 0, 1), self._variant)
 
     def __repr__(self) -> str:
         reproducible = ", reproducible" if self.reproducible else ""
         precision = f"matmul_precision {self.matmul_precision}{reproducible}"
-        return f"numba, {self.isa}, {precision}, {self.num_threads} threads"
+        weights = "" if self.weights == "stored" else f", {self.weights} weights"
+        return f"numba, {self.isa}, {precision}{weights}, {self.num_threads} threads"
 
     @property
     def num_threads(self) -> int:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import CheckpointError
+from ..kernels.compact import COLUMNS, FORMATS, MOST_LISTED, encode
 from ..kernels.jit import compile_for, entry_point
 from ..kernels.panels import pack_tiles
 from ..kernels.team import share
@@ -26,7 +28,8 @@ class PackedWeights(NamedTuple):
     """The weights as the kernels read them.
 
     A matrix is [L, N/16, K/2, 16, 2] bfloat16 bits, or [L, N/16, K, 16] float32 (kernels/matmul.py), or for
-    AMX [L, N/32, K/32, 2, 16, 32] bfloat16 bits (kernels/amx.py).
+    AMX [L, N/32, K/32, 2, 16, 32] bfloat16 bits (kernels/amx.py), or in fewer bits [L, N/16, K/128, bytes]
+    (kernels/compact.py).
     """
 
     q_proj: NDArray[Any]
@@ -51,6 +54,22 @@ def pack_share(source: Any, packed: Any, tile: int, tile_step: int, thread: int,
     """Pack this thread's share of a matrix."""
     first, last = share((source.shape[0] + 15) // 16, thread, num_threads)
     pack_tiles(source, packed, tile, tile_step, first, last)
+
+
+@entry_point
+def encode_share(
+    source: Any,
+    pairs: bool,
+    packed: Any,
+    tile: int,
+    tile_step: int,
+    listed: Any,
+    thread: int,
+    num_threads: int,
+) -> None:
+    """Encode this thread's share of a matrix; listed[thread] becomes the most that a block had to list."""
+    first, last = share((source.shape[0] + 15) // 16, thread, num_threads)
+    listed[thread] = encode(source, pairs, packed, tile, tile_step, first, last)
 
 
 def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -95,9 +114,24 @@ def is_bfloat16(checkpoint: Checkpoint) -> bool:
 
 
 def pack(
-    checkpoint: Checkpoint, pool: Pool[Any], progress: Callable[[int], object], tiles: bool = False
+    checkpoint: Checkpoint,
+    pool: Pool[Any],
+    progress: Callable[[int], object],
+    tiles: bool = False,
+    weights: str = "stored",
 ) -> PackedWeights:
-    """Pack all layers, on all threads, for AMX in tiles; `progress(1)` is called after each."""
+    """Pack all layers, on all threads.
+
+    Args:
+        checkpoint: the weights.
+        pool: the threads.
+        progress: called with 1 after each layer.
+        tiles: for AMX.
+        weights: "stored", or "int8" or "lossless" (kernels/compact.py).
+
+    Raises:
+        CheckpointError: the weights do not become lossless ones: exponents differ too much.
+    """
     c, tensors = checkpoint.config, checkpoint.tensors
     L, D, F, H = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.head_dim
     NH, KH = c.num_attention_heads * H, c.num_key_value_heads * H
@@ -105,6 +139,9 @@ def pack(
 
     def matrix(N: int, K: int) -> NDArray[Any]:
         N, K = pad(N, 32), pad(K, 32)
+        if weights in FORMATS:
+            dtype, size = FORMATS[weights]
+            return allocate((L, N // 16, -(-K // COLUMNS), size), dtype)
         if tiles:
             return allocate((L, N // 32, K // 32, 2, 16, 32), np.uint16)
         if bfloat16:
@@ -128,8 +165,18 @@ def pack(
         as_words = packed.view(np.uint32)
         return as_words if tiles else as_words.reshape(len(packed), -1, 16)
 
+    listed = np.zeros(pool.num_threads, np.int64)
+
     def put(job: Job[Any], source: NDArray[Any], packed: NDArray[Any], tile: int = 0, step: int = 1) -> None:
-        job.run(pack_share, as_uint32(source), words(packed), tile, step)
+        if weights not in FORMATS:
+            job.run(pack_share, as_uint32(source), words(packed), tile, step)
+            return
+        job.run(encode_share, as_uint32(source), bfloat16, packed, tile, step, listed)
+        if listed.max() > MOST_LISTED:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {listed.max()} of 2,048 neighbouring weights have unusual exponents, "
+                f'and weights="lossless" has room for {MOST_LISTED}: leave it out, or take weights="int8"'
+            )
 
     def pack_layers(job: Job[Any]) -> None:
         for i in range(L):
@@ -153,6 +200,9 @@ def pack(
             job.advance(1)
 
     nothing = as_uint32(np.empty((0, 2), np.uint16 if bfloat16 else np.float32))
-    compile_for(pack_share, (nothing, words(w.q_proj[0]), 0, 1, 0, 1), "tiles" if tiles else "rows")
+    if weights in FORMATS:
+        compile_for(encode_share, (nothing, bfloat16, w.q_proj[0], 0, 1, listed, 0, 1), weights)
+    else:
+        compile_for(pack_share, (nothing, words(w.q_proj[0]), 0, 1, 0, 1), "tiles" if tiles else "rows")
     pool.call(pack_layers, progress)
     return w

@@ -1,0 +1,195 @@
+"""Weights in fewer bits: what they become, and that every product with them has a bfloat16 matrix's bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_cases import KINDS, MATMUL_SCRATCH, run_matmul, run_matmul_add, run_swiglu
+from kernel_operands import operand, packed, random
+from safetensors.numpy import load_file, save_file
+
+from qwen3np import CheckpointError, Embedder, Reranker
+from qwen3np.kernels import isa
+from qwen3np.kernels.compact import COLUMNS, FORMATS, MOST_LISTED
+from qwen3np.loading.checkpoint import widen
+from qwen3np.runtime import memory
+from qwen3np.runtime.packed_weights import allocate, as_uint32, encode_share, pad
+from qwen3np.synth.checkpoints import synthesize, to_bfloat16
+
+SHAPES = [(5, 33), (32, 128), (48, 320), (160, 256)]
+TOKENS = [1, 17, 40, 130]
+# A way to multiply: how activations are stored. Tiles are slow where the CPU has none.
+WAYS = [
+    pytest.param(
+        kind, marks=[pytest.mark.slow] if kind.startswith("tiles") and "amx" not in isa.available() else []
+    )
+    for kind in ("pairs", *(kind for kind in KINDS if kind not in ("pairs", "float32")))
+]
+
+
+def rounded_to_int8(w_NK: np.ndarray) -> np.ndarray:
+    """What kernels/compact.py says of int8, in NumPy: the bfloat16 bits of every weight."""
+    N, K = w_NK.shape
+    padded = np.zeros((N, pad(K, COLUMNS)), np.float32)
+    padded[:, :K] = w_NK
+    rows = padded.reshape(N, -1, COLUMNS)
+    scales = np.abs(rows).max(axis=2, keepdims=True) / np.float32(127)
+    with np.errstate(invalid="ignore"):
+        q = np.where(scales > 0, np.rint(rows / scales), np.float32(0)).astype(np.float32)
+    bits = (q * scales).view(np.uint32) + np.uint32(0x8000)  # to the nearest bfloat16
+    return (bits >> np.uint32(16)).astype(np.uint16).reshape(N, -1)[:, :K]
+
+
+def encoded(weights: str, bits_NK: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    """As packed_weights.pack does; with another matrix, 16 rows of each in turns."""
+    dtype, size = FORMATS[weights]
+    N, K = bits_NK.shape
+    matrices, listed = (bits_NK, *more), np.zeros(1, np.int64)
+    out = allocate((len(matrices) * pad(N, 32) // 16, -(-pad(K, 32) // COLUMNS), size), dtype)
+    for i, matrix in enumerate(matrices):
+        encode_share(as_uint32(matrix), True, out, i, len(matrices), listed, 0, 1)
+        assert listed[0] <= MOST_LISTED
+    return out
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("way", WAYS)
+def test_products_have_the_bits_of_the_decoded_matrix(weights, way):
+    for seed, (N, K) in enumerate(SHAPES):
+        gate, up = (to_bfloat16(random(2 * seed + i, N, K) * np.float32(0.03)) for i in (0, 1))
+        gate[0, :3] = 0x0000, 0x8000, 0x0001  # zeros of both signs, and the smallest number
+        same = [rounded_to_int8(widen(m)) if weights == "int8" else m for m in (gate, up)]
+        compact, plain = encoded(weights, gate), packed(same[0], way)
+        both_compact, both_plain = encoded(weights, gate, up), packed(same[0], way, same[1])
+        for tokens in TOKENS:
+            x, _ = operand(random(tokens, tokens, K), way)
+            for run in (run_matmul, run_matmul_add):
+                got, expected = (allocate((len(x), pad(N, 32), 16), np.float32) for _ in range(2))
+                got[:] = expected[:] = 3
+                run(compact, x, got)
+                run(plain, x, expected)
+                np.testing.assert_array_equal(got, expected)
+            got, expected = (np.zeros((len(x), pad(N, 32), 16), np.float32) for _ in range(2))
+            scratch = allocate((MATMUL_SCRATCH,), np.float32)
+            run_swiglu(both_compact, x, got, scratch)
+            run_swiglu(both_plain, x, expected, scratch)
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_rare_exponents_are_listed_up_to_the_most():
+    bits = to_bfloat16(random(0, 16, 128) * np.float32(0.03))
+    identity, _ = operand(np.eye(128, dtype=np.float32), "pairs")
+    out = allocate((8, 32, 16), np.float32)
+    bits.ravel()[5 : 5 + 60 * MOST_LISTED : 60] = to_bfloat16(np.float32([1e30] * MOST_LISTED))
+    run_matmul(encoded("lossless", bits), identity, out)
+    np.testing.assert_array_equal(out.transpose(1, 0, 2).reshape(32, 128)[:16], widen(bits))
+    bits[15, 127] = to_bfloat16(np.float32([1e-30]))[0]
+    with pytest.raises(AssertionError):
+        encoded("lossless", bits)
+
+
+def rewritten(folder: Path, target: Path, change) -> Path:
+    """A copy of a model whose matrices were changed."""
+    shutil.copytree(folder, target)
+    [path] = target.glob("*.safetensors")
+    # safetensors' NumPy has no bfloat16: the file's own bytes, by its header.
+    data = bytearray(path.read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    for name, tensor in json.loads(data[8 : 8 + size]).items():
+        if name.endswith("_proj.weight"):
+            begin, end = (8 + size + offset for offset in tensor["data_offsets"])
+            bits = np.frombuffer(bytes(data[begin:end]), np.uint16).reshape(tensor["shape"])
+            data[begin:end] = change(name, bits).tobytes()
+    path.write_bytes(data)
+    return target
+
+
+TEXTS = ["What is the capital of China?", "", "Gravity is a force " * 40, "中国"]
+
+
+def test_a_model_has_the_bits_of_its_decoded_weights(kernel, tiny, tmp_path):
+    """Lossless ones are the file's; int8 ones those of a file whose weights were rounded so."""
+    arguments = {"matmul_precision": kernel[1]}
+    expected = Embedder(tiny, **arguments).encode(TEXTS)
+    model = Embedder(tiny, weights="lossless", **arguments)
+    assert (model.encode(TEXTS) == expected).all() and "lossless weights" in repr(model.backend)
+    small = rewritten(tiny, tmp_path / "rounded", lambda name, bits: rounded_to_int8(widen(bits)))
+    model = Embedder(tiny, weights="int8", **arguments)
+    vectors = model.encode(TEXTS)
+    assert (vectors == Embedder(small, **arguments).encode(TEXTS)).all()
+    assert (vectors != expected).any() and np.einsum("ij,ij->i", vectors, expected).min() > 0.999
+    assert model.backend.weights == "int8"
+
+
+def test_a_reranker_and_reproducible_vectors_take_them_too(tiny, tiny_reranker):
+    pairs = [("query", text) for text in TEXTS]
+    assert (
+        Reranker(tiny_reranker, weights="lossless").predict(pairs) == Reranker(tiny_reranker).predict(pairs)
+    ).all()
+    same = [
+        Embedder(tiny, reproducible=True, weights=weights).encode(TEXTS) for weights in ("stored", "lossless")
+    ]
+    assert (same[0] == same[1]).all()
+
+
+def test_float32_checkpoints_become_int8_alone(tiny, tmp_path):
+    folder = tmp_path / "float32"
+    shutil.copytree(tiny, folder)
+    [path] = folder.glob("*.safetensors")
+    wide = {
+        n: widen(t.raw() if hasattr(t, "raw") else t.data)
+        for n, t in Embedder(tiny).checkpoint.tensors.items()
+    }
+    names = {n: t.name for n, t in Embedder(tiny).checkpoint.tensors.items()}
+    save_file({names[n]: np.ascontiguousarray(t) for n, t in wide.items()}, path)
+    assert load_file(path)
+    assert (
+        Embedder(folder, weights="int8").encode(TEXTS) == Embedder(tiny, weights="int8").encode(TEXTS)
+    ).all()
+    with pytest.raises(ValueError, match='"lossless" is for bfloat16 checkpoints'):
+        Embedder(folder, weights="lossless")
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_weights_that_are_none_are_found(tiny, tmp_path, weights):
+    def damage(name: str, bits: np.ndarray) -> np.ndarray:
+        changed = bits.copy()
+        if name == "layers.1.mlp.up_proj.weight" or name.endswith("layers.1.mlp.up_proj.weight"):
+            changed[3, 5] = 0x7FC0
+        return changed
+
+    folder = rewritten(tiny, tmp_path / "damaged", damage)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj"):
+        Embedder(folder, weights=weights).encode("a")
+
+
+def test_weights_that_do_not_compress_are_said(tiny, tmp_path):
+    def spread(name: str, bits: np.ndarray) -> np.ndarray:
+        exponents = np.random.default_rng(0).integers(90, 130, bits.shape)
+        return (exponents << 7).astype(np.uint16)
+
+    folder = rewritten(tiny, tmp_path / "spread", spread)
+    with pytest.raises(CheckpointError, match=r"neighbouring weights have unusual exponents.*int8"):
+        Embedder(folder, weights="lossless")
+
+
+def test_memory_is_what_is_allocated(tiny):
+    for weights in ("stored", *FORMATS):
+        model = Embedder(tiny, weights=weights)
+        allocated = sum(
+            array.nbytes for name, array in model.backend._weights._asdict().items() if "proj" in name
+        )
+        assert memory.packed_bytes(model.checkpoint, weights) == allocated
+
+
+def test_what_would_fit_is_said(monkeypatch, tmp_path):
+    folder = synthesize(tmp_path / "model", "0.6B", layers=1)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 128_000_000)
+    with pytest.raises(
+        MemoryError, match=r'take weights="lossless" \(0\.15 GB\), weights="int8" \(0\.14 GB\), a sm'
+    ):
+        Embedder(folder)
