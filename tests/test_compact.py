@@ -13,6 +13,7 @@ from kernel_operands import operand, packed, random
 from safetensors.numpy import load_file, save_file
 
 from qwen3np import CheckpointError, Embedder, Reranker
+from qwen3np.files.identity import of_model
 from qwen3np.kernels import isa
 from qwen3np.kernels.compact import COLUMNS, FORMATS, MOST_LISTED
 from qwen3np.loading.checkpoint import widen
@@ -193,3 +194,13 @@ def test_what_would_fit_is_said(monkeypatch, tmp_path):
         MemoryError, match=r'take weights="lossless" \(0\.15 GB\), weights="int8" \(0\.14 GB\), a sm'
     ):
         Embedder(folder)
+
+
+def test_a_run_is_not_resumed_with_other_weights(tiny, tmp_path):
+    """They are part of its identity, whichever the backend."""
+    found = {
+        weights: json.dumps(of_model(Embedder(tiny, weights=weights), "", 96)["backend"])
+        for weights in ("stored", *FORMATS)
+    }
+    assert len(set(found.values())) == 3
+    assert json.dumps(of_model(Embedder(tiny, backend="numpy"), "", 96)["backend"])

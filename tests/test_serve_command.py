@@ -115,8 +115,8 @@ def test_a_variable_that_is_wrong_is_named(run, environment, name, value, messag
     (["--default-prompt", "a", "--default-prompt-name", "query"], "give one of them"),
     (["--pooling", "mean"], "--pooling mean: Qwen3's models are trained for the last token's state"),
     (["--dtype", "float16"], "--dtype float16: weights stay as their files have them"),
-    (["--api-key", ""], "--api-key is empty"),
-    (["--api-key", " \n"], "--api-key is empty"),
+    (["--api-key", ""], "--api-key, or QWEN3NP_API_KEY, is empty"),
+    (["--api-key", " \n"], "--api-key, or QWEN3NP_API_KEY, is empty"),
     (["--api-key", "a\nb"], "--api-key holds what no header can hold"),
     (["--cors-allow-origin", "https://a.example/"], "https://a.example/: an origin is *, or as https://"),
     (["--cors-allow-origin", "a.example"], "a.example: an origin is *, or as https://"),
@@ -126,6 +126,12 @@ def test_a_variable_that_is_wrong_is_named(run, environment, name, value, messag
 def test_what_cannot_be_is_one_line(run, arguments, message):
     code, out, err = run("serve", *arguments)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_an_empty_key_in_the_environment_is_no_open_server(run, environment):
+    environment.setenv("QWEN3NP_API_KEY", "")
+    code, _, err = run("serve")
+    assert code == 2 and "QWEN3NP_API_KEY, is empty" in err
 
 
 def test_what_changes_nothing_is_accepted():

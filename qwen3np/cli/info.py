@@ -70,7 +70,9 @@ def cpu_name() -> str:
 def model_rows(name: str, model: Embedder | Reranker) -> dict[str, str]:
     from ..runtime.memory import available_bytes, packed_bytes
 
-    c, checkpoint, available = model.config, model.checkpoint, available_bytes()
+    c, checkpoint = model.config, model.checkpoint
+    needs = [f"{w} weights {packed_bytes(checkpoint, w) / 1e9:.2f} GB" for w in options.WEIGHTS]
+    has = [] if (available := available_bytes()) is None else [f"{available / 1e9:.2f} GB available"]
     dtype = checkpoint.tensors["embed_tokens.weight"].dtype
     return {
         "model": name,
@@ -87,10 +89,7 @@ def model_rows(name: str, model: Embedder | Reranker) -> dict[str, str]:
         "vocabulary": f"{c.vocab_size} rows",
         "rope_theta": f"{c.rope_theta:g}, rms_norm_eps {c.rms_norm_eps:g}",
         **(_reranker_rows(model) if isinstance(model, Reranker) else _embedder_rows(model)),
-        "memory": "; ".join(
-            f"{weights} {packed_bytes(checkpoint, weights) / 1e9:.2f} GB" for weights in options.WEIGHTS
-        )
-        + f" (of {available / 1e9:.2f} GB available)" * (available is not None),
+        "memory": "; ".join([*needs, *has]),
         "backend": repr(model.backend),
     }
 

@@ -290,7 +290,8 @@ def _variable(action: argparse.Action) -> Variable | None:
     flags = [flag[2:] for flag in action.option_strings if flag.startswith("--") and flag != "--help"]
     for name in [name for flag in flags for name in _names(flag)]:
         value = os.environ.get(name, "")
-        if value and not value.startswith(SERVICE_LINK):
+        empty_key = name == f"{PREFIX}API_KEY" and name in os.environ  # a server that was to have one
+        if (value or empty_key) and not value.startswith(SERVICE_LINK):
             return Variable(name, value, action)
     return None
 
@@ -326,7 +327,9 @@ def api_key(text: str) -> str:
     """Return a key as clients can send it: without the spaces around, and the newline of a file it was in."""
     key = text.strip()
     if not key:
-        raise ValueError("--api-key is empty: give a key, or leave it out for a server without one")
+        raise ValueError(
+            "--api-key, or QWEN3NP_API_KEY, is empty: give a key, or leave it out to ask for none"
+        )
     if not key.isprintable():
         raise ValueError("--api-key holds what no header can hold, as control characters")
     return key

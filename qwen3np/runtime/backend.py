@@ -76,7 +76,7 @@ class NumpyBackend:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
-        self.weights = checkpoint.weights(np.float32)
+        self._weights = checkpoint.weights(np.float32)
 
     def __repr__(self) -> str:
         return "numpy, the reading copy"
@@ -97,12 +97,12 @@ class NumpyBackend:
         return states
 
     def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
-        c, w = self.config, self.weights
+        c, w = self.config, self._weights
         args = (w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim)
         return list(reference.forward(texts, *args))
 
     def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[Stage]:
-        return reference_stages(texts, self.weights, reference)
+        return reference_stages(texts, self._weights, reference)
 
     def with_threads(self, num_threads: int) -> NumpyBackend:
         return self
