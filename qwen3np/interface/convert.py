@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..loading.checkpoint import INDEX_FILE, Checkpoint, Tensor, read_safetensors, safetensors_header
-from ..loading.int8 import METHOD, SCALES, quantize, scales_shape
+from ..loading.int8 import MATRICES, METHOD, SCALES, quantize, scales_shape
 from .copies import save
-
-MATRICES = "_proj.weight"
 
 
 def to_int8(

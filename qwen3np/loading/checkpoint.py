@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from .config import Config, load_json
-from .int8 import SCALES, dequantize, scales_shape
+from .int8 import MATRICES, SCALES, dequantize, scales_shape
 
 STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
@@ -233,7 +233,7 @@ class Checkpoint:
     @property
     def is_int8(self) -> bool:
         """Whether the matrices are stored in 8 bits."""
-        return all(t.scales is not None for n, t in self.tensors.items() if n.endswith("_proj.weight"))
+        return all(t.scales is not None for n, t in self.tensors.items() if n.endswith(MATRICES))
 
     @property
     def num_parameters(self) -> int:
@@ -348,7 +348,7 @@ def _with_scales(tensors: dict[str, Tensor], problems: list[str]) -> dict[str, T
     together = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALES)}
     for name, tensor in together.items():
         scales = tensors.get(name + SCALES)
-        if tensor.dtype != "I8":
+        if tensor.dtype != "I8" or not name.endswith(MATRICES):
             if scales is not None:
                 problems.append(f"unexpected: {name + SCALES}, as {name} is {tensor.dtype}")
         elif scales is None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 GROUP = 128
 # What config.json says of such files: other programs refuse a method that they do not know.
 METHOD = {"quant_method": "qwen3np-int8", "bits": 8, "group_size": GROUP}
+MATRICES = "_proj.weight"  # how their names end
 SCALES = "_scale"  # behind a matrix's name
 
 
