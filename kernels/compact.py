@@ -217,6 +217,31 @@ def _encode(source, pairs, packed, tile, tile_step, first, last):
 
 
 @inline
+def pack_int8(source, scales, packed, tile, tile_step, first, last):
+    """Pack tiles [first, last) of a matrix that is int8 already.
+
+    Args:
+        source: int8 [N, K].
+        scales: float32 [N, K/128].
+        packed: as for encode; as are the further arguments.
+        tile: as for encode.
+        tile_step: as for encode.
+        first: as for encode.
+        last: as for encode.
+    """
+    for n in range(first, last):
+        rows = min(ROWS, source.shape[0] - n * ROWS)
+        for i in range(packed.shape[1]):
+            block = packed[tile + n * tile_step, i]
+            of_rows = block[:SCALES].view(np.float32)
+            for r in range(rows):
+                row = n * ROWS + r
+                of_rows[r] = scales[row, i] if i < scales.shape[1] else np.float32(0)
+                for k in range(min(COLUMNS, source.shape[1] - i * COLUMNS)):
+                    block[SCALES + k * ROWS + r] = source[row, i * COLUMNS + k]
+
+
+@inline
 def encode_int8(block, packed):
     """Encode float32 bits [128, 16] as int8; a row that is not finite becomes NaN. Return 0."""
     values, scales = block.view(np.float32), packed[:SCALES].view(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -9,8 +10,23 @@ from typing import Any
 
 import numba
 from numba import njit
+from numba.core.bytecode import FunctionIdentity
 
 from .cache import KernelCache
+
+
+def _count_from_a_random_number() -> None:
+    """Have Numba give what this process compiles names that no other process's cached kernels have.
+
+    It names a function by its Python name, types and a counter that begins at 1 in every process; and of two
+    functions of one name in one process the linker keeps the first, also where a kernel from the cache brings
+    the other (numba#10486). What `micro_kernel` makes has one Python name for every shape and mode: kernels
+    that two processes compiled would call each other's parts, and give wrong numbers without an error.
+    """
+    FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(7), "little"))
+
+
+_count_from_a_random_number()
 
 # Numba has one lock for all compilation: a child forked while another thread holds it would wait forever at
 # its first compilation. So a fork waits for ours to end.
@@ -19,6 +35,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
     )
+    os.register_at_fork(after_in_child=_count_from_a_random_number)
 
 
 def inline(function: Callable[..., Any]) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from qwen3np import CheckpointError, Embedder
 from qwen3np.loading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, tensor_shapes
 from qwen3np.loading.config import Config
-from qwen3np.synth.checkpoints import LIKE, safetensors_header, shards
+from qwen3np.synth.checkpoints import LIKE, bfloat16_header, shards
 
 CONFIG = {
     "model_type": "qwen3",
@@ -121,10 +121,10 @@ def test_opening_a_model_does_not_read_it(tmp_path):
     numbers = {k: v for k, v in vars(LIKE["0.6B"]).items()}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **numbers}))
     with open(tmp_path / SINGLE_FILE, "wb") as file:
-        file.write(safetensors_header(shapes))
+        file.write(bfloat16_header(shapes))
         start = file.tell()
         file.truncate(1191586416)
-        for entry in json.loads(safetensors_header(shapes)[8:]).values():
+        for entry in json.loads(bfloat16_header(shapes)[8:]).values():
             if end := entry.get("data_offsets"):
                 file.seek(start + end[1] - 2)
                 file.write(b"\x80\x3f")  # 1.0: a tensor of nothing but zeros is no tensor

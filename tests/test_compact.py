@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tolerances
 from kernel_cases import KINDS, MATMUL_SCRATCH, run_matmul, run_matmul_add, run_swiglu
 from kernel_operands import operand, packed, random
 from safetensors.numpy import load_file, save_file
 
 from qwen3np import CheckpointError, Embedder, Reranker
 from qwen3np.files.identity import of_model
+from qwen3np.interface import convert
 from qwen3np.kernels import isa
 from qwen3np.kernels.compact import COLUMNS, FORMATS, MOST_LISTED
-from qwen3np.loading.checkpoint import widen
+from qwen3np.loading.checkpoint import Checkpoint, safetensors_header, widen
 from qwen3np.runtime import memory
-from qwen3np.runtime.packed_weights import allocate, as_uint32, encode_share, pad
+from qwen3np.runtime.packed_weights import allocate, as_uint32, encode_share, pack, pad
+from qwen3np.runtime.threads import Pool
 from qwen3np.synth.checkpoints import synthesize, to_bfloat16
 
 SHAPES = [(5, 33), (32, 128), (48, 320), (160, 256)]
 TOKENS = [1, 17, 40, 130]
-# A way to multiply: how activations are stored. Tiles are slow where the CPU has none.
+# A way to multiply: how activations are stored. All but the default's are slow: each compiles for 10 seconds.
+DEFAULT = "tiles 2" if "amx" in isa.available() else "pairs"
 WAYS = [
-    pytest.param(
-        kind, marks=[pytest.mark.slow] if kind.startswith("tiles") and "amx" not in isa.available() else []
-    )
+    pytest.param(kind, marks=[] if kind == DEFAULT else [pytest.mark.slow])
     for kind in ("pairs", *(kind for kind in KINDS if kind not in ("pairs", "float32")))
 ]
+# Each compiles the engine for half a minute.
+MODELS = [pytest.param("lossless", marks=[pytest.mark.slow]), "int8"]
 
 
 def rounded_to_int8(w_NK: np.ndarray) -> np.ndarray:
@@ -112,29 +117,29 @@ def rewritten(folder: Path, target: Path, change) -> Path:
 TEXTS = ["What is the capital of China?", "", "Gravity is a force " * 40, "中国"]
 
 
-def test_a_model_has_the_bits_of_its_decoded_weights(kernel, tiny, tmp_path):
+@pytest.mark.parametrize("weights", MODELS)
+def test_a_model_has_the_bits_of_its_decoded_weights(kernel, weights, tiny, tmp_path):
     """Lossless ones are the file's; int8 ones those of a file whose weights were rounded so."""
     arguments = {"matmul_precision": kernel[1]}
-    expected = Embedder(tiny, **arguments).encode(TEXTS)
-    model = Embedder(tiny, weights="lossless", **arguments)
-    assert (model.encode(TEXTS) == expected).all() and "lossless weights" in repr(model.backend)
-    small = rewritten(tiny, tmp_path / "rounded", lambda name, bits: rounded_to_int8(widen(bits)))
-    model = Embedder(tiny, weights="int8", **arguments)
+    same = tiny
+    if weights == "int8":
+        same = rewritten(tiny, tmp_path / "rounded", lambda name, bits: rounded_to_int8(widen(bits)))
+    model = Embedder(tiny, weights=weights, **arguments)
     vectors = model.encode(TEXTS)
-    assert (vectors == Embedder(small, **arguments).encode(TEXTS)).all()
-    assert (vectors != expected).any() and np.einsum("ij,ij->i", vectors, expected).min() > 0.999
-    assert model.backend.weights == "int8"
+    assert (vectors == Embedder(same, **arguments).encode(TEXTS)).all()
+    assert model.backend.weights == weights and f"{weights} weights" in repr(model.backend)
+    stored = Embedder(tiny, **arguments).encode(TEXTS)
+    assert (vectors != stored).any() == (weights == "int8")
+    assert np.einsum("ij,ij->i", vectors, stored).min() > 0.999
 
 
+@pytest.mark.slow
 def test_a_reranker_and_reproducible_vectors_take_them_too(tiny, tiny_reranker):
     pairs = [("query", text) for text in TEXTS]
-    assert (
-        Reranker(tiny_reranker, weights="lossless").predict(pairs) == Reranker(tiny_reranker).predict(pairs)
-    ).all()
-    same = [
-        Embedder(tiny, reproducible=True, weights=weights).encode(TEXTS) for weights in ("stored", "lossless")
-    ]
-    assert (same[0] == same[1]).all()
+    scores = Reranker(tiny_reranker, weights="lossless").predict(pairs)
+    assert (scores == Reranker(tiny_reranker).predict(pairs)).all()
+    model = Embedder(tiny, reproducible=True, weights="lossless")
+    assert (model.encode(TEXTS) == Embedder(tiny, reproducible=True).encode(TEXTS)).all()
 
 
 def test_float32_checkpoints_become_int8_alone(tiny, tmp_path):
@@ -155,7 +160,7 @@ def test_float32_checkpoints_become_int8_alone(tiny, tmp_path):
         Embedder(folder, weights="lossless")
 
 
-@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("weights", MODELS)
 def test_weights_that_are_none_are_found(tiny, tmp_path, weights):
     def damage(name: str, bits: np.ndarray) -> np.ndarray:
         changed = bits.copy()
@@ -178,13 +183,12 @@ def test_weights_that_do_not_compress_are_said(tiny, tmp_path):
         Embedder(folder, weights="lossless")
 
 
-def test_memory_is_what_is_allocated(tiny):
-    for weights in ("stored", *FORMATS):
-        model = Embedder(tiny, weights=weights)
-        allocated = sum(
-            array.nbytes for name, array in model.backend._weights._asdict().items() if "proj" in name
-        )
-        assert memory.packed_bytes(model.checkpoint, weights) == allocated
+@pytest.mark.parametrize("weights", FORMATS)
+def test_memory_is_what_is_allocated(tiny, weights):
+    checkpoint = Checkpoint(tiny)
+    arrays = pack(checkpoint, Pool(1), lambda layers: None, weights=weights)._asdict()
+    allocated = sum(array.nbytes for name, array in arrays.items() if name.endswith("proj"))
+    assert memory.packed_bytes(checkpoint, weights) == allocated
 
 
 def test_what_would_fit_is_said(monkeypatch, tmp_path):
@@ -196,11 +200,96 @@ def test_what_would_fit_is_said(monkeypatch, tmp_path):
         Embedder(folder)
 
 
-def test_a_run_is_not_resumed_with_other_weights(tiny, tmp_path):
+def test_a_run_is_not_resumed_with_other_weights(tiny):
     """They are part of its identity, whichever the backend."""
-    found = {
-        weights: json.dumps(of_model(Embedder(tiny, weights=weights), "", 96)["backend"])
-        for weights in ("stored", *FORMATS)
-    }
-    assert len(set(found.values())) == 3
-    assert json.dumps(of_model(Embedder(tiny, backend="numpy"), "", 96)["backend"])
+    models = [Embedder(tiny), Embedder(tiny, weights="int8"), Embedder(tiny, backend="numpy")]
+    assert len({json.dumps(of_model(model, "", 96)["backend"]) for model in models}) == 3
+
+
+# ---- files of 8 bits
+
+
+def converted(folder: Path, target: Path, run) -> Path:
+    code, out, err = run("convert", folder, target)
+    assert code == 0 and "GB of weights, from" in out, err
+    return target
+
+
+def test_a_converted_model_has_the_bits_of_one_rounded_at_load(run, tiny, tiny_reranker, tmp_path):
+    made = converted(tiny, tmp_path / "int8", run)
+    model = Embedder(made)
+    assert model.backend.weights == "int8" and "int8 weights" in repr(model.backend)
+    assert (model.encode(TEXTS) == Embedder(tiny, weights="int8").encode(TEXTS)).all()
+    pairs = [("query", text) for text in TEXTS]
+    scores = Reranker(converted(tiny_reranker, tmp_path / "reranker", run)).predict(pairs)
+    assert (scores == Reranker(tiny_reranker, weights="int8").predict(pairs)).all()
+    # The reference reads the same weights: it says how exact the kernels are.
+    close = np.abs(Embedder(made, backend="numpy").encode(TEXTS) - model.encode(TEXTS)).max()
+    assert close < tolerances.channel(model.backend, 96)
+    assert sum(p.stat().st_size for p in model.checkpoint.files) < 0.8 * Embedder(tiny).checkpoint.num_bytes
+
+
+def test_shards_stay_shards(run, tiny, tmp_path):
+    sharded = tmp_path / "sharded"
+    shutil.copytree(tiny, sharded)
+    [path] = sharded.glob("*.safetensors")
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__", None)
+    weight_map = {}
+    for part in (0, 1):
+        names = sorted(name for name in header if ("layers.1" in name) == bool(part))
+        file = f"model-{part + 1:05}-of-00002.safetensors"
+        head, _ = safetensors_header({n: (header[n]["dtype"], tuple(header[n]["shape"])) for n in names})
+        body = b"".join(
+            data[8 + size + header[n]["data_offsets"][0] : 8 + size + header[n]["data_offsets"][1]]
+            for n in names
+        )
+        (sharded / file).write_bytes(head + body)
+        weight_map |= dict.fromkeys(names, file)
+    path.unlink()
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    made = converted(sharded, tmp_path / "int8", run)
+    assert len(Embedder(made).checkpoint.files) == 2
+    assert (Embedder(made).encode(TEXTS) == Embedder(tiny, weights="int8").encode(TEXTS)).all()
+
+
+def test_a_conversion_appears_whole_or_not_at_all(run, tiny, tmp_path, monkeypatch):
+    made = converted(tiny, tmp_path / "int8", run)
+    code, _, err = run("convert", made, tmp_path / "again")
+    assert code == 2 and "of 8 bits already" in err
+    code, _, err = run("convert", tiny, made)
+    assert code == 2 and "exists" in err
+    with pytest.raises(ValueError, match="the files hold int8 weights already"):
+        Embedder(made, weights="lossless")
+
+    def full(values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(convert, "quantize", full)
+    code, _, err = run("convert", tiny, tmp_path / "full")
+    assert code == 2 and "No space left" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["int8"]
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda h, name: h.pop(name + "_scale"), "missing: layers.0.mlp.up_proj.weight_scale"),
+    (lambda h, name: h[name].update(dtype="U8"), "wrong dtype: layers.0.mlp.up_proj.weight is U8"),
+    (lambda h, name: h[name + "_scale"].update(dtype="I32"), "wrong: layers.0.mlp.up_proj.weight_scale is"),
+])  # fmt: skip
+def test_files_of_8_bits_that_do_not_fit_are_named(run, tiny, tmp_path, change, message):
+    made = converted(tiny, tmp_path / "int8", run)
+    [path] = made.glob("*.safetensors")
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    name = next(n for n in header if n.endswith("layers.0.mlp.up_proj.weight"))
+    before = header[name + "_scale"]["data_offsets"]
+    change(header, name)
+    if name + "_scale" not in header:  # the library refuses gaps: other bytes with another name
+        header["model.other"] = {"dtype": "I8", "shape": [before[1] - before[0]], "data_offsets": before}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        Embedder(made)

@@ -66,10 +66,10 @@ def load_bits(path: Path) -> dict[str, np.ndarray]:
 
 
 def bits_file(tensors: dict[str, np.ndarray]) -> bytes:
-    from qwen3np.synth.checkpoints import safetensors_header
+    from qwen3np.synth.checkpoints import bfloat16_header
 
     data = b"".join(tensors[name].tobytes() for name in sorted(tensors))
-    return safetensors_header({name: t.shape for name, t in tensors.items()}) + data
+    return bfloat16_header({name: t.shape for name, t in tensors.items()}) + data
 
 
 @pytest.fixture

@@ -276,3 +276,47 @@ assert main(["embed", "--model", {str(tiny)!r}, "hi", "--backend", "numpy"]) == 
 """
     printed = output(code, ROOT, NUMBA_DISABLE_JIT="1")
     assert "qwen3np: error: NUMBA_DISABLE_JIT is set" in printed and "Traceback" not in printed
+
+
+# Functions of one name, as micro_kernel makes them; too long for LLVM to make them a part of their caller.
+TWINS = """
+import sys
+import numpy as np
+from qwen3np.kernels.jit import compile_for, entry_point, inline
+
+def made(step):
+    @inline
+    def climb(x):
+        for i in range(x.size):
+BODY
+    return climb
+
+low, high = made(1.0), made(100.0)
+
+@entry_point
+def run_low(x):
+    low(x)
+    low(x[1:])
+
+@entry_point
+def run_high(x):
+    high(x)
+    high(x[1:])
+
+def result(name):
+    kernel, x = globals()[name], np.zeros(3)
+    compile_for(kernel, (x,), name)
+    kernel(x)
+    return x.tolist()
+""".replace("BODY", "\n".join(f"            x[i] = np.sqrt(x[i] * x[i]) + step * {n}" for n in range(80)))
+
+
+def test_kernels_that_two_processes_compiled_do_not_call_each_others_parts(tmp_path):
+    """numba#10486: in a third process, which loads both."""
+    (tmp_path / "twins.py").write_text(TWINS)
+    kept = {"XDG_CACHE_HOME": tmp_path / "cache"}
+    ask = "import twins; print([twins.result(name) for name in {}])"
+    alone = [output(ask.format([name]), tmp_path, **kept) for name in ("run_low", "run_high")]
+    assert all("compiled" in printed for printed in alone)
+    both = output(ask.format(["run_low", "run_high"]), tmp_path, **kept)
+    assert both == "[[3160.0, 6320.0, 6320.0], [316000.0, 632000.0, 632000.0]]\n"

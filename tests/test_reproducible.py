@@ -63,7 +63,7 @@ def write_model(folder: Path, like: str, stored: str) -> Path:
         save_file(tensors, folder / "model.safetensors")
     else:
         data = b"".join(synth.to_bfloat16(tensors[name]).tobytes() for name in sorted(tensors))
-        (folder / "model.safetensors").write_bytes(synth.safetensors_header(shapes) + data)
+        (folder / "model.safetensors").write_bytes(synth.bfloat16_header(shapes) + data)
     return folder
 
 

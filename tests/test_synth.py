@@ -17,9 +17,9 @@ from qwen3np.loading.config import Config
 from qwen3np.synth import checkpoints as synth
 from qwen3np.synth.checkpoints import (
     LIKE,
+    bfloat16_header,
     massive_channel,
     massive_token_ids,
-    safetensors_header,
     shards,
     synthesize,
 )
@@ -53,7 +53,7 @@ def test_files_are_as_large_as_the_published_ones(like):
     files = shards(like, LIKE[like])
     counts = [sum(math.prod(shape) for shape in shapes.values()) for shapes in files]
     assert sum(counts) == parameters
-    assert [len(safetensors_header(f)) + 2 * n for f, n in zip(files, counts, strict=True)] == sizes
+    assert [len(bfloat16_header(f)) + 2 * n for f, n in zip(files, counts, strict=True)] == sizes
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,14 @@ def load_either(args: argparse.Namespace) -> Embedder | Reranker:
     from ..loading.hub import locate
     from ..loading.st_config import is_reranker
 
-    args.model = locate(args.model, **_where(args))
+    args.model = locate(args.model, **where(args))
     return load_reranker(args) if is_reranker(args.model) else load_embedder(args)
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of Embedder and Reranker that the options give."""
     return {
-        **_where(args),
+        **where(args),
         "backend": args.backend,
         "matmul_precision": args.matmul_precision,
         "num_threads": args.threads,
@@ -51,7 +51,7 @@ def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _where(args: argparse.Namespace) -> dict[str, Any]:
+def where(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments that say where the model's files are."""
     names = ("revision", "cache_folder", "token", "local_files_only")
     return {name: getattr(args, name) for name in names}
@@ -76,12 +76,7 @@ def model_options(
     parser.add_argument(
         "-m", "--model", default=default, help=f"Hub id or folder (default: {default or otherwise})"
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
-    parser.add_argument("--cache-folder", metavar="FOLDER", help="the Hub cache (default: that of HF_HOME)")
-    parser.add_argument(
-        "--local-files-only", action="store_true", help="take the model from the cache, never download it"
-    )
-    parser.add_argument("--token", help="Hub token for private models (default: HF_TOKEN, or the login's)")
+    where_options(parser)
     parser.add_argument(
         "--backend",
         default="auto",
@@ -107,6 +102,16 @@ def model_options(
         help="lossless: the same bits in less memory; int8: half the memory of bfloat16, rounded to 8 bits "
         "(default: %(default)s)",
     )
+
+
+def where_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a model's files are."""
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--cache-folder", metavar="FOLDER", help="the Hub cache (default: that of HF_HOME)")
+    parser.add_argument(
+        "--local-files-only", action="store_true", help="take the model from the cache, never download it"
+    )
+    parser.add_argument("--token", help="Hub token for private models (default: HF_TOKEN, or the login's)")
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": "compare a model with the reference or transformers, and with the published scores",
     "info": "describe this machine and, with MODEL, a model",
     "compile": "compile all kernels ahead of time, for a container image",
+    "convert": "write a model with weights of 8 bits: half the size, loaded without rounding anew",
     "synth": "write a generated checkpoint (random weights of real shapes)",
     "demo": "run the model card's example",
 }

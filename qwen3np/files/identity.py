@@ -45,10 +45,13 @@ def model_digest(checkpoint: Checkpoint, num_threads: int = 1) -> str:
     with ThreadPoolExecutor(num_threads) as pool:
         for name, tensor in sorted(checkpoint.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-            stored = tensor.data.reshape(-1).view(np.uint8)
-            segments = [stored[start : start + SEGMENT] for start in range(0, stored.size, SEGMENT)]
-            for part in pool.map(_digest, segments):
-                digest.update(part)
+            for values in (tensor.data, tensor.scales):
+                if values is None:
+                    continue
+                stored = values.reshape(-1).view(np.uint8)
+                segments = [stored[start : start + SEGMENT] for start in range(0, stored.size, SEGMENT)]
+                for part in pool.map(_digest, segments):
+                    digest.update(part)
     checkpoint.release()
     return digest.hexdigest()
 

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..loading.config import load_json
 
 
-def save(folder: Path, path: str | Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+def save(
+    folder: Path,
+    path: str | Path,
+    settings: Mapping[str, Mapping[str, Any]],
+    left_out: Collection[Path] = (),
+    write: Callable[[Path], object] = lambda made: None,
+) -> None:
     """Copy `folder` to `path`, all of it or nothing.
 
     Args:
         folder: The model's folder.
         path: A new or empty folder.
         settings: Other values for its JSON files, by file and key.
+        left_out: Files of the folder that are not copied.
+        write: Called with the copy before it appears, to write others into it.
 
     Raises:
         FileExistsError: `path` holds anything.
@@ -34,7 +42,13 @@ def save(folder: Path, path: str | Path, settings: Mapping[str, Mapping[str, Any
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         copy = made / "model"
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".cache", ".git"))  # links as their files
+        unwanted = shutil.ignore_patterns(".cache", ".git")
+
+        def ignored(inside: str, names: list[str]) -> set[str]:
+            return unwanted(inside, names) | {name for name in names if Path(inside, name) in left_out}
+
+        shutil.copytree(folder, copy, ignore=ignored)  # links as their files
+        write(copy)
         for name, values in settings.items():
             _set(copy / name, values)
         if path.exists():

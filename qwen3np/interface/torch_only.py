@@ -55,7 +55,7 @@ ARRAYS = "results are NumPy arrays; torch.from_numpy(vectors) makes a tensor of 
 PROCESSES = "one process uses all cores; num_threads=... of Embedder sets how many"
 DTYPE = 'weights keep the type they are stored in; matmul_precision="medium" multiplies in bfloat16'
 ITS_OWN = "give it to the constructor itself"
-QUANTIZED = "weights are computed with as they are stored; matmul_precision sets speed and accuracy"
+QUANTIZED = 'weights="int8" rounds them to 8 bits; matmul_precision sets speed and accuracy'
 EXPORTS = "model.safetensors is what is computed; leave it out"
 
 RULES: dict[str, Rule] = {

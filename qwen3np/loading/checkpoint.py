@@ -9,11 +9,12 @@ library to return.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from .config import Config, load_json
+from .int8 import MATRICES, SCALES, dequantize, scales_shape
 
 STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
+    "I8": np.dtype("i1"),
 }
+FLOATS = ("BF16", "F16", "F32")  # what all but int8's matrices are of
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -37,19 +41,23 @@ INDEX_FILE = "model.safetensors.index.json"
 class Tensor:
     """One stored tensor: a read-only view of the mapped file.
 
-    `data` holds the stored bits: uint16 for BF16 (NumPy has no bfloat16), else float16 or float32.
+    `data` holds the stored bits: uint16 for BF16 (NumPy has no bfloat16), else float16 or float32; or int8,
+    of a matrix that has scales (int8.py).
     """
 
     name: str
-    dtype: str  # "BF16", "F16" or "F32"
+    dtype: str  # "BF16", "F16", "F32" or "I8"
     data: NDArray[Any]
+    scales: NDArray[np.float32] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.data.shape
 
     def widen(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """Return a copy as float32 or float64; exact for all three stored dtypes."""
+        """Return a copy as float32 or float64; exact for all stored dtypes."""
+        if self.scales is not None:
+            return dequantize(self.data, self.scales).astype(dtype)
         return widen(self.data, dtype)
 
 
@@ -171,6 +179,7 @@ class Checkpoint:
                     problems.append(f"stored twice: {name} (again in {path.name})")
                 tensors[name] = tensor
             last.append(max(stored, key=lambda t: t.data.ctypes.data, default=None))
+        tensors = _with_scales(tensors, problems)
         allowed = expected | optional
         problems += [
             f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in tensors
@@ -183,10 +192,8 @@ class Checkpoint:
                 problems.append(
                     f"wrong shape: {name} is {list(tensor.shape)}, config.json asks for {list(allowed[name])}"
                 )
-            if name in allowed and tensor.dtype not in STORED_DTYPES:
-                problems.append(
-                    f"wrong dtype: {name} is {tensor.dtype}, supported are {', '.join(STORED_DTYPES)}"
-                )
+            if name in allowed and tensor.dtype not in FLOATS and tensor.scales is None:
+                problems.append(f"wrong dtype: {name} is {tensor.dtype}, supported are {', '.join(FLOATS)}")
         if problems:
             shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
             raise CheckpointError(
@@ -222,6 +229,11 @@ class Checkpoint:
         """
         for file in self._opened:
             file.check_unchanged()
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the matrices are stored in 8 bits."""
+        return all(t.scales is not None for n, t in self.tensors.items() if n.endswith(MATRICES))
 
     @property
     def num_parameters(self) -> int:
@@ -329,6 +341,43 @@ def read_safetensors(path: Path) -> list[Tensor]:
             raise CheckpointError(f"{path}: {name} has the shape {entry['shape']} ({error})") from error
         tensors.append(Tensor(name, entry["dtype"], data))
     return tensors
+
+
+def _with_scales(tensors: dict[str, Tensor], problems: list[str]) -> dict[str, Tensor]:
+    """Give int8 matrices their scales, which are no tensors of their own; add what is wrong to `problems`."""
+    together = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALES)}
+    for name, tensor in together.items():
+        scales = tensors.get(name + SCALES)
+        if tensor.dtype != "I8" or not name.endswith(MATRICES):
+            if scales is not None:
+                problems.append(f"unexpected: {name + SCALES}, as {name} is {tensor.dtype}")
+        elif scales is None:
+            problems.append(f"missing: {name + SCALES}, the scales of an int8 matrix")
+        elif tensor.data.ndim != 2 or scales.shape != scales_shape(tensor.shape) or scales.dtype != "F32":
+            problems.append(f"wrong: {name + SCALES} is {scales.dtype} {list(scales.shape)}")
+        else:
+            together[name] = replace(tensor, scales=scales.data)
+    return together
+
+
+def safetensors_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, int]:
+    """Return the length and JSON header of a safetensors file, as the library writes it, and the data's size.
+
+    Byte for byte: compact, sorted by name, padded with spaces to a multiple of 8.
+
+    Args:
+        tensors: The dtype and shape of each; their data follows in the order of their names.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in sorted(tensors):
+        dtype, shape = tensors[name]
+        end = offset + STORED_DTYPES[dtype].itemsize * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offset
 
 
 def _check_end(path: Path, final: Tensor | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .int8 import METHOD
 
 logger = logging.getLogger("qwen3np")
 
@@ -26,7 +27,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     # Code or weights of another kind
     "auto_map": ({},),
-    "quantization_config": ({},),
+    "quantization_config": ({}, METHOD),
     "compression_config": ({},),
     "text_config": (),
     "vision_config": (),

@@ -45,6 +45,7 @@ def packed_bytes(checkpoint: Checkpoint, weights: str = "stored") -> int:
     """
     c = checkpoint.config
     D, F, NH = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
+    weights = "int8" if checkpoint.is_int8 else weights
     shapes = [(NH, D), (2 * c.num_key_value_heads * c.head_dim, D), (D, NH), (2 * pad(F, 32), D), (D, F)]
     if weights in FORMATS:
         size = FORMATS[weights][1]

@@ -75,6 +75,10 @@ class NumbaBackend:
             )
         self.reproducible = reproducible
         self.matmul_precision = matmul_precision = "highest" if reproducible else matmul_precision
+        if checkpoint.is_int8:
+            if weights == "lossless":
+                raise ValueError('weights = "lossless": the files hold int8 weights already; leave it out')
+            weights = "int8"
         self.weights = weights
         if weights == "lossless" and not is_bfloat16(checkpoint):
             raise ValueError(

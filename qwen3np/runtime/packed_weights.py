@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from ..kernels.compact import COLUMNS, FORMATS, MOST_LISTED, encode
+from ..kernels.compact import COLUMNS, FORMATS, MOST_LISTED, encode, pack_int8
 from ..kernels.jit import compile_for, entry_point
 from ..kernels.panels import pack_tiles
 from ..kernels.team import share
@@ -21,6 +21,7 @@ from .threads import Job, Pool
 PRIVATE: dict[str, Any] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 )
+Stored: TypeAlias = "NDArray[Any] | tuple[NDArray[Any], ...]"  # a matrix, or its int8 and their scales
 GUARD_BYTES = 64  # in front of the first weight: micro_kernel.one_weight loads the two bytes before a weight
 
 
@@ -72,6 +73,15 @@ def encode_share(
     listed[thread] = encode(source, pairs, packed, tile, tile_step, first, last)
 
 
+@entry_point
+def pack_int8_share(
+    source: Any, scales: Any, packed: Any, tile: int, tile_step: int, thread: int, num_threads: int
+) -> None:
+    """Pack this thread's share of a matrix that is int8 already."""
+    first, last = share((source.shape[0] + 15) // 16, thread, num_threads)
+    pack_int8(source, scales, packed, tile, tile_step, first, last)
+
+
 def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Allocate aligned zeros in memory of this process alone, in huge pages where there are some.
 
@@ -106,6 +116,18 @@ def as_uint32(matrix: NDArray[Any]) -> NDArray[np.uint32]:
     words = matrix.view(np.uint32)
     words.flags.writeable = False
     return words
+
+
+def read_only(array: Any) -> NDArray[Any]:
+    """Return an array that is contiguous and read-only, as a mapped file is: one type for the kernels."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return the rows of several arrays behind one another; those of one as they are."""
+    return arrays[0] if len(arrays) == 1 else read_only(np.concatenate(arrays))
 
 
 def is_bfloat16(checkpoint: Checkpoint) -> bool:
@@ -167,7 +189,10 @@ def pack(
 
     listed = np.zeros(pool.num_threads, np.int64)
 
-    def put(job: Job[Any], source: NDArray[Any], packed: NDArray[Any], tile: int = 0, step: int = 1) -> None:
+    def put(job: Job[Any], source: Stored, packed: NDArray[Any], tile: int = 0, step: int = 1) -> None:
+        if isinstance(source, tuple):
+            job.run(pack_int8_share, *source, packed, tile, step)
+            return
         if weights not in FORMATS:
             job.run(pack_share, as_uint32(source), words(packed), tile, step)
             return
@@ -181,13 +206,15 @@ def pack(
     def pack_layers(job: Job[Any]) -> None:
         for i in range(L):
 
-            def stored(name: str, i: int = i) -> NDArray[Any]:
-                data = tensors[f"layers.{i}.{name}.weight"].data
-                return data if bfloat16 else widen(data)
+            def stored(*names: str, i: int = i) -> Stored:
+                found = [tensors[f"layers.{i}.{name}.weight"] for name in names]
+                if checkpoint.is_int8:
+                    columns = zip(*((read_only(t.data), read_only(t.scales)) for t in found), strict=True)
+                    return tuple(map(joined, columns))
+                return joined([t.data if bfloat16 else widen(t.data) for t in found])
 
             put(job, stored("self_attn.q_proj"), w.q_proj[i])
-            key_value = np.concatenate([stored("self_attn.k_proj"), stored("self_attn.v_proj")])
-            put(job, key_value, w.kv_proj[i])
+            put(job, stored("self_attn.k_proj", "self_attn.v_proj"), w.kv_proj[i])
             put(job, stored("self_attn.o_proj"), w.o_proj[i])
             put(job, stored("mlp.gate_proj"), w.gate_up_proj[i], 0, 2)
             put(job, stored("mlp.up_proj"), w.gate_up_proj[i], 1, 2)
@@ -199,6 +226,11 @@ def pack(
             checkpoint.release()
             job.advance(1)
 
+    if checkpoint.is_int8:
+        one = tuple(read_only(np.zeros((16, 1), dtype)) for dtype in (np.int8, np.float32))
+        compile_for(pack_int8_share, (*one, w.q_proj[0], 0, 1, 0, 1), "int8 files")
+        pool.call(pack_layers, progress)
+        return w
     nothing = as_uint32(np.empty((0, 2), np.uint16 if bfloat16 else np.float32))
     if weights in FORMATS:
         compile_for(encode_share, (nothing, bfloat16, w.q_proj[0], 0, 1, listed, 0, 1), weights)

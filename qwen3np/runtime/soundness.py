@@ -61,8 +61,9 @@ def _bad_tensors(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _parts(tensor: Tensor) -> Iterator[NDArray[np.float32]]:
-    flat = tensor.data.reshape(-1)
-    return (widen(flat[first : first + AT_ONCE]) for first in range(0, flat.size, AT_ONCE))
+    for stored in (tensor.data, tensor.scales):
+        flat = np.empty(0) if stored is None else stored.reshape(-1)
+        yield from (widen(flat[first : first + AT_ONCE]) for first in range(0, flat.size, AT_ONCE))
 
 
 def _bad_stage(backend: Backend, ids: Sequence[int]) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..loading import model_cards
-from ..loading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, tensor_shapes, widen
+from ..loading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, safetensors_header, tensor_shapes, widen
 from ..loading.config import Config, load_json
 
 MASSIVE_VALUE = 5700.0
@@ -188,20 +188,9 @@ def shards(like: str, config: Config) -> list[dict[str, tuple[int, ...]]]:
     return files
 
 
-def safetensors_header(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """Return the length and JSON header of a bfloat16 safetensors file, as the library writes them.
-
-    Byte for byte: compact, sorted by name, padded with spaces to a multiple of 8.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in sorted(shapes):
-        end = offset + _nbytes(shapes[name])
-        header[name] = {"dtype": "BF16", "shape": list(shapes[name]), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+def bfloat16_header(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """Return the length and JSON header of a safetensors file of bfloat16 tensors."""
+    return safetensors_header({name: ("BF16", shape) for name, shape in shapes.items()})[0]
 
 
 def _nbytes(shape: tuple[int, ...]) -> int:
@@ -223,7 +212,7 @@ def _write_weights(
     done = 0
     for name, shapes in zip(names, files, strict=True):
         with open(folder / name, "wb") as file:
-            file.write(safetensors_header(shapes))
+            file.write(bfloat16_header(shapes))
             for tensor in sorted(shapes):
                 for written in _write_tensor(
                     file, tensor.removeprefix("model."), shapes[tensor], config, seed
