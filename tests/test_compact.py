@@ -118,17 +118,16 @@ TEXTS = ["What is the capital of China?", "", "Gravity is a force " * 40, "ä¸­å›
 
 
 @pytest.mark.parametrize("weights", MODELS)
-def test_a_model_has_the_bits_of_its_decoded_weights(kernel, weights, tiny, tmp_path):
+def test_a_model_has_the_bits_of_its_decoded_weights(weights, tiny, tmp_path):
     """Lossless ones are the file's; int8 ones those of a file whose weights were rounded so."""
-    arguments = {"matmul_precision": kernel[1]}
     same = tiny
     if weights == "int8":
         same = rewritten(tiny, tmp_path / "rounded", lambda name, bits: rounded_to_int8(widen(bits)))
-    model = Embedder(tiny, weights=weights, **arguments)
+    model = Embedder(tiny, weights=weights)
     vectors = model.encode(TEXTS)
-    assert (vectors == Embedder(same, **arguments).encode(TEXTS)).all()
+    assert (vectors == Embedder(same).encode(TEXTS)).all()
     assert model.backend.weights == weights and f"{weights} weights" in repr(model.backend)
-    stored = Embedder(tiny, **arguments).encode(TEXTS)
+    stored = Embedder(tiny).encode(TEXTS)
     assert (vectors != stored).any() == (weights == "int8")
     assert np.einsum("ij,ij->i", vectors, stored).min() > 0.999
 

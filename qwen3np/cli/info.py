@@ -71,7 +71,8 @@ def model_rows(name: str, model: Embedder | Reranker) -> dict[str, str]:
     from ..runtime.memory import available_bytes, packed_bytes
 
     c, checkpoint = model.config, model.checkpoint
-    needs = [f"{w} weights {packed_bytes(checkpoint, w) / 1e9:.2f} GB" for w in options.WEIGHTS]
+    choices = ("int8",) if checkpoint.is_int8 else options.WEIGHTS
+    needs = [f"{weights} weights {packed_bytes(checkpoint, weights) / 1e9:.2f} GB" for weights in choices]
     has = [] if (available := available_bytes()) is None else [f"{available / 1e9:.2f} GB available"]
     dtype = checkpoint.tensors["embed_tokens.weight"].dtype
     return {
