@@ -252,7 +252,7 @@ def test_ids_of_another_tokenizer_are_refused(embed, url, monkeypatch):
 @pytest.mark.parametrize(
     "options, hint",
     [
-        ({"extra_body": {"prompt_name": "question"}}, "'document', 'query'"),
+        ({"extra_body": {"prompt_name": "question"}}, "document, query"),
         ({"dimensions": 7}, "dimensions = 7 must be between 32 and 96"),
         ({"encoding_format": "hex"}, "base64"),
         ({"input": []}, "at least one text"),
