@@ -29,6 +29,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .compact import compact
 from .isa import has_feature
 from .jit import inline
 from .simd import constant, i8, i32, i64, llvm, pointer, v16, v16i, vector_load, vector_store
@@ -279,7 +280,7 @@ def tiled(array: Any) -> bool:
 def _state(method: str, text: str) -> Any:
     def change(typingctx, array):
         def codegen(context, b, sig, args):
-            if tiled(sig.args[0]) or sig.args[0].dtype in (types.int8, types.uint8):
+            if tiled(sig.args[0]) or compact(sig.args[0]):
                 getattr(Tiles(b), method)()
             return context.get_dummy_value()
 

@@ -134,9 +134,8 @@ def _decode(w, block, rows, at):
         bits = rows.view(np.uint32)
         for i in range(first + LISTED, first + LISTED + 4 * listed, 4):
             place = np.int64(entries[i]) + np.int64(entries[i + 1]) * 256
-            bits[at + place] = np.uint32(entries[i + 2]) << np.uint32(16) | np.uint32(
-                entries[i + 3]
-            ) << np.uint32(24)
+            low, high = np.uint32(entries[i + 2]), np.uint32(entries[i + 3])
+            bits[at + place] = low << np.uint32(16) | high << np.uint32(24)
 
     return lossless
 

@@ -6,20 +6,16 @@ import asyncio
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import clients
 import numpy as np
 import pytest
+from serving import TIMEOUT, serve
 
 from qwen3np import Embedder, Reranker
 
@@ -31,38 +27,6 @@ LONG = " ".join(f"word{i}" for i in range(200))
 TEXTS = ["Beijing is the capital.", "重力使苹果落下。", 'A "quoted" naïve text \\ 🙂', LONG[:100], "a"]
 QUERY = "What is the capital of China?"
 INSTRUCTION = "Find the passage with the same author"
-TIMEOUT = 120  # seconds, of anything that may hang; kernels compile when a server starts
-
-
-@contextmanager
-def serve(log: Path, *arguments: object) -> Iterator[str]:
-    """The URL of a server in a process of its own, which ends well when told to."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "qwen3np", "serve", *map(str, arguments), "--port", str(port)]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + TIMEOUT
-    try:
-        while not healthy(url):
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            time.sleep(0.05)
-        yield url
-        process.terminate()
-        assert process.wait(TIMEOUT) == 0, log.read_text()
-        assert "word17" not in log.read_text()  # no text of a request
-        assert "  File " not in log.read_text(), log.read_text()  # no stack: what breaks is answered with 424
-    finally:
-        process.kill()
-        process.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(f"{url}/health", timeout=TIMEOUT).status == 200
-    except (urllib.error.URLError, ConnectionError):
-        return False
 
 
 @pytest.fixture(scope="module")

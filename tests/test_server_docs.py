@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_server_clients import serve
+from serving import serve
 
 from qwen3np import Embedder, Reranker
 from qwen3np.cli import serve as command

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from chromium import PROGRAM, Chromium, until
+from chromium import PROGRAM, Chromium
+from serving import serve
 
 from qwen3np import Embedder, Reranker
 
@@ -60,33 +57,10 @@ class Page(Chromium):
         return self.js(RESULTS)
 
 
-def serve(log: Path, *arguments: object) -> Iterator[str]:
-    """The URL of a server in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "qwen3np", "serve", *map(str, arguments), "--port", str(port)]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-
-    def healthy() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}/health").status == 200
-        except OSError:
-            return False
-
-    try:
-        until(healthy, "the server does not start", 300)  # it compiles
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 @pytest.fixture(scope="module")
 def url(tiny, tiny_reranker, tmp_path_factory) -> Iterator[str]:
-    yield from serve(tmp_path_factory.mktemp("server") / "log", tiny, tiny_reranker)
+    with serve(tmp_path_factory.mktemp("server") / "log", tiny, tiny_reranker, seconds=300) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +211,7 @@ def test_it_waits_until_the_model_is_loaded(page, url):
 
 def test_it_asks_for_a_key_and_keeps_it_in_its_tab(chromium, tiny_reranker, tmp_path):
     """And does with a reranker alone."""
-    for url in serve(tmp_path / "log", tiny_reranker, "--api-key", KEY):
+    with serve(tmp_path / "log", tiny_reranker, "--api-key", KEY, seconds=300) as url:
         chromium.faked = {}
         chromium.open(f"{url}/ui")
         chromium.idle()

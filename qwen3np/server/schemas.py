@@ -22,11 +22,6 @@ from .served import Truncation
 
 TEXT_SCHEMA = {"type": "string"}
 IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-Loc = tuple[int, ...]
-
-
-def _at(loc: Loc) -> str:
-    return "".join(f"[{i}]" for i in loc)
 
 
 def _is_ids(value: Any) -> bool:
@@ -44,9 +39,9 @@ def texts_or_ids_of(value: Any) -> list[str | list[int]]:
     for i, one in enumerate(value):
         if isinstance(one, list) and not _is_ids(one):
             other = "of other things" if one else "without any"
-            raise ValueError(f"must hold texts or lists of token ids, found a list {other} at {_at((i,))}")
+            raise ValueError(f"must hold texts or lists of token ids, found a list {other} at [{i}]")
         if not isinstance(one, (str, list)):
-            raise ValueError(f"must hold texts or lists of token ids, found {_found(one)} at {_at((i,))}")
+            raise ValueError(f"must hold texts or lists of token ids, found {_found(one)} at [{i}]")
     return value
 
 
@@ -58,7 +53,7 @@ def texts_of(value: Any) -> list[str]:
         raise ValueError(f"must be a text or a list of texts, found {_found(value)}")
     for i, one in enumerate(value):
         if not isinstance(one, str):
-            raise ValueError(f"must hold texts, found {_found(one)} at {_at((i,))}")
+            raise ValueError(f"must hold texts, found {_found(one)} at [{i}]")
     return value
 
 
@@ -76,7 +71,7 @@ def id_lists_of(value: Any) -> list[list[int]]:
         raise ValueError(f"must be a list of token ids, or of such lists, found {_found(value)}")
     for i, one in enumerate(value):
         if not isinstance(one, list) or not all(type(j) is int for j in one):
-            raise ValueError(f"must hold lists of token ids, found {_found(one)} at {_at((i,))}")
+            raise ValueError(f"must hold lists of token ids, found {_found(one)} at [{i}]")
     return value
 
 

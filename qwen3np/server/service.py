@@ -24,6 +24,7 @@ from .settings import Settings
 
 State = Literal["loading", "ready", "draining"]
 Kind = TypeVar("Kind", ServedEmbedder, ServedReranker)
+AnyKind = TypeVar("AnyKind", bound=Served[Any])
 MOST_BYTES = 1 << 26  # of a request's states: 16,384 vectors of 1024, 180 MB of JSON
 WHERE = ("revision", "cache_folder", "token", "local_files_only")
 
@@ -179,11 +180,7 @@ class Service:
             )
         if name is None or len(models) == 1:
             return models[0]
-        for served in models:
-            if name in served.names:
-                return served
-        known = ", ".join(served.name for served in models)
-        raise Failure(NOT_FOUND, f"model {name[:80]!r} is not served here, only {known}", "model")
+        return named(name, models)
 
     async def states(
         self,
@@ -275,6 +272,15 @@ class Service:
 def shutting_down() -> Failure:
     """Return what a request gets that comes too late."""
     return Failure(UNHEALTHY, "the server is shutting down: send it to another", retry_after=1)
+
+
+def named(name: str, models: Sequence[AnyKind]) -> AnyKind:
+    """Return the model of that name; raise Failure, with the names there are, if none has it."""
+    for served in models:
+        if name in served.names:
+            return served
+    known = ", ".join(served.name for served in models)
+    raise Failure(NOT_FOUND, f"model {name[:80]!r} is not served here, only {known}", "model")
 
 
 def short_names(models: Sequence[str]) -> list[str]:

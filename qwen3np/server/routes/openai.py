@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .. import answers
-from ..failures import NOT_FOUND, Failure
 from ..schemas import Embeddings, EmbeddingsRequest
+from ..service import named
 from .common import embedded, json_list, service_of
 from .json_route import JsonRoute
 from .rerank import ERRORS
@@ -55,11 +55,7 @@ async def model(request: Request, name: str) -> Response:
     """Describe a model that is served."""
     service = service_of(request)
     service.check_ready()
-    for served in service.served:
-        if name in served.names:
-            return answers.json(_model(service, served))
-    known = ", ".join(served.name for served in service.served)
-    raise Failure(NOT_FOUND, f"model {name[:80]!r} is not served here, only {known}", "model")
+    return answers.json(_model(service, named(name, service.served)))
 
 
 def _model(service: Any, served: Any) -> dict[str, Any]:

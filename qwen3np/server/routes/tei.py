@@ -77,8 +77,11 @@ async def rerank(request: Request, body: RerankRequest) -> Response:
     if body.texts is None:
         raise Failure(VALIDATION, "give texts: a list of documents", "texts")
     scores, order, _, _ = await reranked(request, body, body.texts, "texts")
-    text = {True: lambda i: {"text": body.texts[i]}, False: lambda i: {}}[body.return_text]
-    return answers.json([{"index": i, "score": scores[i], **text(i)} for i in order])
+    ranks: list[dict[str, Any]] = [{"index": i, "score": scores[i]} for i in order]
+    if body.return_text:
+        for rank in ranks:
+            rank["text"] = body.texts[rank["index"]]
+    return answers.json(ranks)
 
 
 @router.post("/tokenize", response_model=list[list[schemas.Token]])
