@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from .cores import cores_sharing_cache
 from .memory import room_for
 from .micro_batches import MICRO_BATCH_TOKENS, Range, plan
 from .packed_batch import Ids, Integers, pack_batch, slot_count
-from .packed_weights import PackedWeights, is_bfloat16, pack
+from .packed_weights import PackedWeights, is_bfloat16, pack, pad
 from .prefix_cache import CachedPrefix, steps
 from .progress import bar
 from .stages import Stage
@@ -204,11 +205,21 @@ class NumbaBackend:
         other.pool = Pool(num_threads, partial(Workspace, self._layout, self._none))
         return other
 
-    def stages(self, texts: Sequence[Ids]) -> Iterator[Stage]:
-        """Yield the stages, every layer computed for every token: `forward` to the bit, but slower."""
-        yield from self.with_threads(self.num_threads)._stages(texts)  # forward may be called between two
+    def stages(self, texts: Sequence[Ids], probabilities: Collection[int] = ()) -> Iterator[Stage]:
+        """Yield the stages, every layer computed for every token: `forward` to the bit, but slower.
 
-    def _stages(self, texts: Sequence[Ids]) -> Iterator[Stage]:
+        Args:
+            texts: token ids of each.
+            probabilities: layers whose attention is a stage too; there is one text then.
+        """
+        apart = self.with_threads(self.num_threads)  # forward may be called between two
+        if probabilities:  # a layer's queries must be there together: one block
+            panels = max(self._layout.block_panels, pad(-(-len(texts[0]) // 16), 2))
+            apart._layout = replace(self._layout, block_panels=panels)
+            apart = apart.with_threads(self.num_threads)
+        yield from apart._stages(texts, probabilities)
+
+    def _stages(self, texts: Sequence[Ids], probabilities: Collection[int]) -> Iterator[Stage]:
         none = self._none
         arguments = self.pool.call(lambda job: self._arguments(job, texts, none, none, every_token=True))
         work = arguments.work
@@ -230,14 +241,35 @@ class NumbaBackend:
             for name, part in sums.items():
                 yield f"layers.{i}.{name}", np.array(self._rows(part, ends[-1]))
             yield f"layers.{i}", after
+            if i in probabilities:
+                yield f"layers.{i}.probabilities", self._probabilities(work.q, work.kv, len(texts[0]))
         states = run(layers)
         yield "norm", states
         yield "pooled", reference.normalize(states[ends - 1])
 
-    def _rows(self, panels: NDArray[np.float32], tokens: int) -> NDArray[np.float32]:
-        """View panels [P, D', 16] as [tokens, hidden_size]."""
+    def _probabilities(
+        self, q: NDArray[np.float32], kv: NDArray[np.float32], tokens: int
+    ) -> NDArray[np.float32]:
+        """Compute what softmax gives for the queries and keys that a layer left: [N, T, S].
+
+        The kernel never has them at once. Where it rounds q and k to bfloat16, these are from before that.
+        """
+        c = self.config
+        N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        q_NTH, k_KSH = (
+            self._rows(x, tokens, heads * H).reshape(tokens, heads, H).swapaxes(0, 1)
+            for x, heads in ((q, N), (kv, K))
+        )
+        scores_NTS = q_NTH @ np.repeat(k_KSH, N // K, axis=0).swapaxes(1, 2) * np.float32(H**-0.5)
+        scores_NTS[:, np.triu(np.ones((tokens, tokens), bool), k=1)] = -np.inf
+        return reference.softmax(scores_NTS)
+
+    def _rows(
+        self, panels: NDArray[np.float32], tokens: int, width: int | None = None
+    ) -> NDArray[np.float32]:
+        """View panels [P, D', 16] as [tokens, width]; the default width is hidden_size."""
         states = panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])
-        return states[:tokens, : self.config.hidden_size]
+        return states[:tokens, : width or self.config.hidden_size]
 
     def _arguments(
         self,
