@@ -70,6 +70,9 @@ READING_ORDER = {
     "qwen3np/verify/embedding.py": "what is compared of an embedder: tokens, vectors, published scores",
     "qwen3np/verify/reranking.py": "what is compared of a reranker: prompt, scores, published scores",
     "qwen3np/verify/published.py": "what the published weights give",
+    "qwen3np/explain/numbers.py": "what the pictures of a text's way to its vector show",
+    "qwen3np/explain/pictures.py": "the pictures, as SVG",
+    "qwen3np/explain/page.py": "the page of them, each beside its code",
     "qwen3np/synth/checkpoints.py": "generated checkpoints, true in all but the values",
 }
 # Of the README's table; docs/speed.md has all.

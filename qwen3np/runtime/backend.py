@@ -61,9 +61,7 @@ class Backend(Protocol):
     def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
         """Token ids of each text -> the final states of all its tokens, [len(ids), hidden_size]."""
 
-    def stages(
-        self, texts: Sequence[Sequence[int]], probabilities: Collection[int] = ()
-    ) -> Iterable[Stage]:
+    def stages(self, texts: Sequence[Sequence[int]], probabilities: Collection[int] = ()) -> Iterable[Stage]:
         """The same computation, stopped at each stage (see stages.py).
 
         Args:
@@ -108,9 +106,7 @@ class NumpyBackend:
         args = (w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim)
         return list(reference.forward(texts, *args))
 
-    def stages(
-        self, texts: Sequence[Sequence[int]], probabilities: Collection[int] = ()
-    ) -> Iterable[Stage]:
+    def stages(self, texts: Sequence[Sequence[int]], probabilities: Collection[int] = ()) -> Iterable[Stage]:
         return reference_stages(texts, self._weights, reference, probabilities=probabilities)
 
     def with_threads(self, num_threads: int) -> NumpyBackend:

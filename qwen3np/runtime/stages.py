@@ -6,10 +6,11 @@ A stage is a named array. The names are transformers' module names:
     layers.i.self_attn    what the attention of layer i adds to the residual stream
     layers.i.mlp          what its MLP adds
     layers.i              the residual stream after the layer
+    layers.i.probabilities
+                          [query heads, tokens, tokens], of one text and only if asked for: how much each
+                          token (a row) reads of each (a column)
     norm                  the final states
     pooled                [texts, hidden_size]: the unit vectors
-    layers.i.probabilities  [query heads, tokens, tokens], of one text and only if asked for: how much each token
-                          (a row) reads of each (a column)
     scores                [1, 3 * texts], of a reranker: the logits of "yes", those of "no", and "yes" - "no",
                           in one row, so that an error counts in the largest logit
 
