@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from ..files.atomic import write_file
@@ -69,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
 
 def check_free(output: Path, overwrite: bool) -> None:
     """Raise what writing the page would, before anything is computed."""
+    if not str(output).isprintable():
+        raise ValueError(f"--output {str(output)!r}: the name holds a character that cannot be printed")
     if output.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}")
     if not output.parent.is_dir():
@@ -85,8 +88,9 @@ def _layers(argument: str) -> list[int]:
     """Parse the option --layers."""
     layers: list[int] = []
     for part in argument.split(","):
-        first, dash, last = part.partition("-")
-        layers += range(int(first), int(last if dash else first) + 1)
-    if not layers:
-        raise ValueError
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip(), re.ASCII)
+        some = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
+        if not some:
+            raise argparse.ArgumentTypeError(f"{part!r} is neither a layer, as 5, nor a range, as 5-8")
+        layers += some
     return layers

@@ -178,7 +178,10 @@ def _layers(asked: Sequence[int] | None, layers: int, heads: int, lengths: list[
 
 def _read(model: Embedder, text: str, ids: list[int], layers: list[int], norm: Floats) -> Reading:
     """Run one text through the backend's stages, and keep what the pictures show."""
-    sizes, peaks, last, probabilities = [], [], [], {}
+    sizes: list[Floats] = []
+    peaks: list[Floats] = []
+    last: list[Floats] = []  # the pooled token's states
+    probabilities: dict[int, Floats] = {}
     massive, largest, share = (0, 0, 0), np.float32(0), 0.0
     for stage, x in model.backend.stages([ids], layers):
         name, _, part = stage.partition(".")

@@ -23,7 +23,7 @@ from . import pictures
 from .numbers import Explanation, Reading
 
 STEPS = 65535  # of a probability on the page, which is stored as a uint16
-CODE = {
+CODE: dict[str, list[Callable[..., Any]]] = {
     "tokens": [reference.embed],
     "sizes": [reference.block, reference.rms_norm],
     "attention": [reference.attention, reference.softmax],
@@ -122,7 +122,8 @@ def _tokens(reading: Reading, name: str) -> str:
     ]
     items[-1] = items[-1].replace("<li>", '<li class="pooled">', 1)
     heading = f"<h3>{name}: {len(items)} tokens</h3>" if name else ""
-    return f'{heading}<ol class="ids" start="0">{"".join(items)}</ol>'
+    label = 'class="ids" start="0" tabindex="0" aria-label="Tokens and their ids"'
+    return f"{heading}<ol {label}>{''.join(items)}</ol>"
 
 
 def _sizes(reading: Reading, name: str) -> str:
