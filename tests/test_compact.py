@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tolerances
 from kernel_cases import KINDS, MATMUL_SCRATCH, run_matmul, run_matmul_add, run_swiglu
-from kernel_operands import operand, packed, random
+from kernel_operands import INTEGERS, encoded, operand, packed, random
 from safetensors.numpy import load_file, save_file
 
 from qwen3np import CheckpointError, Embedder, Reranker
@@ -21,7 +21,7 @@ from qwen3np.kernels import isa
 from qwen3np.kernels.compact import COLUMNS, FORMATS, MOST_LISTED
 from qwen3np.loading.checkpoint import Checkpoint, safetensors_header, widen
 from qwen3np.runtime import memory
-from qwen3np.runtime.packed_weights import allocate, as_uint32, encode_share, pack, pad
+from qwen3np.runtime.packed_weights import allocate, pack, pad
 from qwen3np.runtime.threads import Pool
 from qwen3np.synth.checkpoints import synthesize, to_bfloat16
 
@@ -31,7 +31,7 @@ TOKENS = [1, 17, 40, 130]
 DEFAULT = "tiles 2" if "amx" in isa.available() else "pairs"
 WAYS = [
     pytest.param(kind, marks=[] if kind == DEFAULT else [pytest.mark.slow])
-    for kind in ("pairs", *(kind for kind in KINDS if kind not in ("pairs", "float32")))
+    for kind in ("pairs", *(kind for kind in KINDS if kind not in ("pairs", "float32", *INTEGERS)))
 ]
 # Each compiles the engine for half a minute.
 MODELS = [pytest.param("lossless", marks=[pytest.mark.slow]), "int8"]
@@ -48,18 +48,6 @@ def rounded_to_int8(w_NK: np.ndarray) -> np.ndarray:
         q = np.where(scales > 0, np.rint(rows / scales), np.float32(0)).astype(np.float32)
     bits = (q * scales).view(np.uint32) + np.uint32(0x8000)  # to the nearest bfloat16
     return (bits >> np.uint32(16)).astype(np.uint16).reshape(N, -1)[:, :K]
-
-
-def encoded(weights: str, bits_NK: np.ndarray, *more: np.ndarray) -> np.ndarray:
-    """As packed_weights.pack does; with another matrix, 16 rows of each in turns."""
-    dtype, size = FORMATS[weights]
-    N, K = bits_NK.shape
-    matrices, listed = (bits_NK, *more), np.zeros(1, np.int64)
-    out = allocate((len(matrices) * pad(N, 32) // 16, -(-pad(K, 32) // COLUMNS), size), dtype)
-    for i, matrix in enumerate(matrices):
-        encode_share(as_uint32(matrix), True, out, i, len(matrices), listed, 0, 1)
-        assert listed[0] <= MOST_LISTED
-    return out
 
 
 @pytest.mark.parametrize("weights", FORMATS)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 RERANKER = "Qwen/Qwen3-Reranker-0.6B"
-MATMUL_PRECISIONS = ("highest", "high", "medium")
+MATMUL_PRECISIONS = ("highest", "high", "medium", "low")
 WEIGHTS = ("stored", "lossless", "int8")
 
 
