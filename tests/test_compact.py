@@ -120,6 +120,38 @@ def test_a_model_has_the_bits_of_its_decoded_weights(weights, tiny, tmp_path):
     assert np.einsum("ij,ij->i", vectors, stored).min() > 0.999
 
 
+# ---- products of integers
+
+# A path of "low"; the other's is emulated or another CPU's, and slow: each compiles the engine for half a minute.
+LOW = [
+    pytest.param(path, marks=[] if path == isa.choose("low") else [pytest.mark.slow])
+    for path in (isa.INT16, isa.INT8)
+    if path in isa.available()
+]
+
+
+@pytest.mark.parametrize("path", LOW)
+def test_low_is_near_its_int8_weights_and_independent_of_the_batch(path, run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("QWEN3NP_ISA", path)
+    model = Embedder(tiny, matmul_precision="low")
+    assert (model.backend.isa, model.backend.weights, model.backend.arithmetic) == (path, "int8", "low")
+    vectors = model.encode(TEXTS)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        assert (model.encode(text) == vector).all()
+    file = Embedder(converted(tiny, tmp_path / "int8", run), matmul_precision="low")
+    assert (file.encode(TEXTS) == vectors).all()
+    exact = Embedder(file.checkpoint.folder, backend="numpy").encode(TEXTS)
+    # Of 16 bits, nothing is left but that the reference rounds decoded weights to bfloat16.
+    assert 1 - np.einsum("ij,ij->i", vectors, exact).min() < (1e-4 if path == isa.INT16 else 2e-3)
+
+
+def test_low_refuses_what_it_cannot_multiply(tiny):
+    with pytest.raises(ValueError, match=r'"low" multiplies int8 weights, and weights = "lossless"'):
+        Embedder(tiny, matmul_precision="low", weights="lossless")
+    with pytest.raises(ValueError, match="'low' and reproducible=True contradict each other"):
+        Embedder(tiny, matmul_precision="low", reproducible=True)
+
+
 @pytest.mark.slow
 def test_a_reranker_and_reproducible_vectors_take_them_too(tiny, tiny_reranker):
     pairs = [("query", text) for text in TEXTS]

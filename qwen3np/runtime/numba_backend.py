@@ -26,7 +26,8 @@ from .stages import Stage
 from .threads import Job, Pool, Team
 from .workspace import Layout, Workspace
 
-PRECISIONS = ("highest", "high", "medium", "low")
+FLOATING = ("highest", "high", "medium")  # precisions of float32 and bfloat16
+PRECISIONS = (*FLOATING, "low")
 WEIGHTS = ("stored", "lossless", "int8")
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 # bfloat16 parts of an activation, key or value in tiles. Pairs have one; 0 stands for float32.
@@ -102,8 +103,10 @@ class NumbaBackend:
         block_panels = BLOCK_PANELS // parts // 2 * 2 if tiles else BLOCK_PANELS
         self.config = c = checkpoint.config
         integers = INTEGERS.get(self.isa)
-        rounded = integers is not None or (parts and matmul_precision != "highest")
-        self.arithmetic = matmul_precision if rounded else "float32"
+        if integers or (weights == "int8" and not checkpoint.is_int8):
+            self.arithmetic = "low"
+        else:
+            self.arithmetic = matmul_precision if parts and matmul_precision != "highest" else "float32"
         self._dims = engine.Dims(
             np.float32(c.rms_norm_eps), c.num_attention_heads // c.num_key_value_heads, c.head_dim
         )
