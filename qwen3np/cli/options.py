@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 RERANKER = "Qwen/Qwen3-Reranker-0.6B"
-MATMUL_PRECISIONS = ("highest", "high", "medium")
+MATMUL_PRECISIONS = ("highest", "high", "medium", "low")
 WEIGHTS = ("stored", "lossless", "int8")
 
 
@@ -89,7 +89,8 @@ def model_options(
         default="high",
         choices=MATMUL_PRECISIONS,
         help="high: float32 within 5e-6 of float64; medium: activations in bfloat16 where that is faster; "
-        "highest: float32 always (default: %(default)s)",
+        "highest: float32 always; low: weights in int8, and activations rounded to integers, the fastest "
+        "without AMX (default: %(default)s)",
     )
     parser.add_argument(
         "--threads", type=int, help="threads of the kernels (default: one per core this process may use)"

@@ -25,7 +25,8 @@ class Backend(Protocol):
         name: "numba" or "numpy".
         isa: the instruction path.
         matmul_precision: the one asked for.
-        arithmetic: the one used: "high", "medium", or "float32", also where the CPU has nothing faster.
+        arithmetic: the one used: "high", "medium", or "float32", also where the CPU has nothing faster; "low"
+            where activations are rounded to integers, or weights were rounded to int8 at load.
         weights: "stored", "lossless" or "int8".
         num_threads: 1 for the reference, whose threads are NumPy's.
     """

@@ -27,11 +27,13 @@ from .stages import Stage
 from .threads import Job, Pool, Team
 from .workspace import Layout, Workspace
 
-PRECISIONS = ("highest", "high", "medium")
+FLOATING = ("highest", "high", "medium")  # precisions of float32 and bfloat16
+PRECISIONS = (*FLOATING, "low")
 WEIGHTS = ("stored", "lossless", "int8")
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 # bfloat16 parts of an activation, key or value in tiles. Pairs have one; 0 stands for float32.
-PARTS = {"highest": 3, "high": 2, "medium": 1}
+PARTS = {"highest": 3, "high": 2, "medium": 1, "low": 1}
+INTEGERS = {isa.INT16: np.int16, isa.INT8: np.int8}
 
 
 class Arguments(NamedTuple):
@@ -49,7 +51,8 @@ class NumbaBackend:
 
     Args:
         checkpoint: the weights.
-        matmul_precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names them.
+        matmul_precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names them, or
+            "low": weights="int8", multiplied by activations that are rounded to integers, too.
         num_threads: default: see cores.thread_count.
         reproducible: compute the same bits on every CPU, with "highest".
         weights: "stored", or in fewer bits "int8" or "lossless" (kernels/compact.py).
@@ -69,16 +72,23 @@ class NumbaBackend:
             raise ValueError(f"weights = {weights!r} is not one of {', '.join(WEIGHTS)}")
         if matmul_precision not in PRECISIONS:
             raise ValueError(f"matmul_precision = {matmul_precision!r} is not one of {', '.join(PRECISIONS)}")
-        if reproducible and matmul_precision == "medium":
+        if reproducible and matmul_precision in ("medium", "low"):
             raise ValueError(
-                "matmul_precision = 'medium' and reproducible=True contradict each other: reproducible "
-                "vectors are computed with 'highest'; leave one of them out"
+                f"matmul_precision = {matmul_precision!r} and reproducible=True contradict each other: "
+                "reproducible vectors are computed with 'highest'; leave one of them out"
             )
         self.reproducible = reproducible
         self.matmul_precision = matmul_precision = "highest" if reproducible else matmul_precision
         if checkpoint.is_int8:
             if weights == "lossless":
                 raise ValueError('weights = "lossless": the files hold int8 weights already; leave it out')
+            weights = "int8"
+        if matmul_precision == "low":
+            if weights == "lossless":
+                raise ValueError(
+                    'matmul_precision = "low" multiplies int8 weights, and weights = "lossless" are none: '
+                    "leave one of them out"
+                )
             weights = "int8"
         self.weights = weights
         if weights == "lossless" and not is_bfloat16(checkpoint):
@@ -93,11 +103,15 @@ class NumbaBackend:
         # With tiles, 128 tokens of two parts stream the weights at the memory's speed, and stay in L2.
         block_panels = BLOCK_PANELS // parts // 2 * 2 if tiles else BLOCK_PANELS
         self.config = c = checkpoint.config
-        self.arithmetic = matmul_precision if parts and matmul_precision != "highest" else "float32"
+        integers = INTEGERS.get(self.isa)
+        if integers or (weights == "int8" and not checkpoint.is_int8):
+            self.arithmetic = "low"
+        else:
+            self.arithmetic = matmul_precision if parts and matmul_precision != "highest" else "float32"
         self._dims = engine.Dims(
             np.float32(c.rms_norm_eps), c.num_attention_heads // c.num_key_value_heads, c.head_dim
         )
-        self._layout = Layout(c, parts, tiles, block_panels)
+        self._layout = Layout(c, parts, tiles, block_panels, integers)
         self._none = self._layout.prefix()
         stored = "bfloat16" if bfloat16 else "float32"
         self._variant = f"{self.isa}, {stored if weights == 'stored' else weights} weights"
