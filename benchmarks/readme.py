@@ -19,6 +19,7 @@ import architecture
 import ladder
 import many_cores
 import micro
+import mteb_time
 import report
 import server_pages
 from machine import describe
@@ -154,6 +155,7 @@ def figures() -> dict[str, dict[str, str]]:
         "docs/accuracy.md": {"accuracy": accuracy()},
         "docs/speed.md": {"speed": speed()},
         "docs/server.md": server_pages.parts(),
+        "docs/mteb.md": mteb_time.parts(),
         "docs/performance.md": many_cores.figures(json.loads(many_cores.RESULTS.read_text())),
         "kernels/README.md": {"ladder": ladder_table()},
     }
