@@ -19,6 +19,7 @@ import architecture
 import ladder
 import many_cores
 import micro
+import ray_actors
 import report
 import server_pages
 from machine import describe
@@ -152,6 +153,7 @@ def figures() -> dict[str, dict[str, str]]:
         "docs/speed.md": {"speed": speed()},
         "docs/server.md": server_pages.parts(),
         "docs/performance.md": many_cores.figures(json.loads(many_cores.RESULTS.read_text())),
+        "docs/processes-and-machines.md": ray_actors.figures(),
         "kernels/README.md": {"ladder": ladder_table()},
     }
 
