@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def measure(folder: str) -> dict[str, Any]:
         for workers in (1, 2)
         for kind, run in (("processes", of_processes), ("actors", of_actors))
     ]
-    return {"about": about(1), "rows": rows}
+    machine = about(1)
+    machine["versions"]["ray"] = version("ray")
+    return {"about": machine, "rows": rows}
 
 
 def table(results: dict[str, Any]) -> str:
