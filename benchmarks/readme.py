@@ -20,6 +20,7 @@ import ladder
 import many_cores
 import micro
 import mteb_time
+import ray_actors
 import report
 import server_pages
 from machine import describe
@@ -157,6 +158,7 @@ def figures() -> dict[str, dict[str, str]]:
         "docs/server.md": server_pages.parts(),
         "docs/mteb.md": mteb_time.parts(),
         "docs/performance.md": many_cores.figures(json.loads(many_cores.RESULTS.read_text())),
+        "docs/processes-and-machines.md": ray_actors.figures(),
         "kernels/README.md": {"ladder": ladder_table()},
     }
 
