@@ -292,7 +292,7 @@ def _survey(job: Job) -> tuple[int, int]:
 
 def _run(job: Job) -> dict[str, Any]:
     """Return the part of a run's identity that is not the model's."""
-    return {**job.source.identity(), "output": job.output.suffix.lower()}
+    return {**job.source.part_of_run(), "output": job.output.suffix.lower()}
 
 
 def _info(job: Job, model_name: str, prompt: str, dim: int) -> dict[str, str]:

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import identity
 from .cells import BadRow, Row, Template
 from .chunking import Chunks, Cutter
-from .identity import file_digest
 from .lines import format_of
 from .names import Input, find_files, named
 from .rows import read_rows, shown
@@ -120,7 +120,7 @@ class Source:
     @cached_property
     def digests(self) -> list[str]:
         """The digests of the files, as they were when this was first asked for."""
-        return [file_digest(each.path) for each in self.inputs]
+        return [identity.file_digest(each.path) for each in self.inputs]
 
     @property
     def digest(self) -> str:
@@ -134,9 +134,9 @@ class Source:
     def changed(self) -> list[Path]:
         """Return the files that are not as they were when their digests were taken."""
         files = zip(self.inputs, self.digests, strict=True)
-        return [each.path for each, digest in files if file_digest(each.path) != digest]
+        return [each.path for each, digest in files if identity.file_digest(each.path) != digest]
 
-    def identity(self) -> dict[str, Any]:
+    def part_of_run(self) -> dict[str, Any]:
         """Return what the rows depend on, for the identity of a run."""
         first = self.inputs[0]
         kind = format_of(first.path) + (" whole" if first.whole else "")
