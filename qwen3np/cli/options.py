@@ -129,9 +129,14 @@ def literal(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def column_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options that say which columns of a file are read."""
-    parser.add_argument("--column", help='the column of texts (default: "text", or the only column)')
+def column_options(parser: argparse._ActionsContainer, template: bool = False) -> None:
+    """Add the options that say which columns of a file are read; with `template`, also --template."""
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--column", help='the column of texts (default: "text", or the only column)')
+    if template:
+        text.add_argument(
+            "--template", metavar="TEXT", help='texts of several columns, as "{title}: {body}"; {{ is a brace'
+        )
     parser.add_argument(
         "--id-column", help="the column of ids (default: \"id\", if there is one; '': number the rows)"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from ..loading.tokenizer import TRUNCATED
 from . import identity, outputs, record
 from .cells import NOT_UTF8
-from .lines import format_of
 from .publish import SHOWN, check_leftovers, finish, is_staged, stage
-from .rows import BadRow, Row, read_rows
+from .rows import BadRow, Row
+from .sources import Source
 from .work import Chunk, Totals, WorkFolder
 
 if TYPE_CHECKING:
@@ -45,25 +44,19 @@ class Job:
     """What to embed into what.
 
     Args:
-        source: The file of texts.
+        source: The texts.
         output: The file of vectors.
-        column: As for read_rows.
-        id_column: As for read_rows.
         on_error: "fail" refuses a file with bad rows before anything is computed; "skip" leaves them out and
             lists them in OUT.errors.jsonl.
         resume: Continue with what an interrupted run left in OUT.partial.
         overwrite: Replace an output that exists and, unless `resume`, what is left of a run.
-        delimiter: As for read_rows.
     """
 
-    source: Path
+    source: Source
     output: Path
-    column: str | None = None
-    id_column: str | None = None
     on_error: str = "fail"
     resume: bool = False
     overwrite: bool = False
-    delimiter: str | None = None
 
     @property
     def with_texts(self) -> bool:
@@ -72,7 +65,7 @@ class Job:
 
     def rows(self) -> Iterator[Row | BadRow]:
         """Yield the rows of the source."""
-        return read_rows(self.source, self.column, self.id_column, self.delimiter)
+        return self.source.rows()
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,7 @@ def embed_file(
         work.check_writable()
         check_leftovers(job.output, work, job.resume, job.overwrite)
         replaces = record.states(job.output)
-        digest = identity.file_digest(job.source)
+        digest = job.source.digest
         kept = work.manifest if job.resume else None
         finished = _finished(job, work)
         known = kept or (None if job.overwrite else finished)
@@ -145,7 +138,9 @@ def embed_file(
         prompt = prompt_of(model)
         # A wrong dimension or unsound weights are an error now. (Some tokenizers refuse an empty text.)
         dim = len(model.encode("a", prompt=prompt, truncate_dim=dim))
-        run = _run(job, digest) | identity.of_model(model, prompt, dim)
+        if job.source.prepare(model, prompt) and known is None:
+            rows, bad = _survey(job)  # of chunks
+        run = _run(job) | identity.of_model(model, prompt, dim)
         if known is not None:
             _check_same(job, work, known["run"], run)
         if finished is not None and finished["run"] == run:
@@ -165,7 +160,7 @@ def embed_file(
             _compute(job, work, model, prompt, dim, resumed, number, lambda s: progress and progress(s, rows))
         totals, _ = _verified(job, work, whole=True)
         found = totals.rows, totals.rows - totals.texts
-        if found != (rows, bad) or identity.file_digest(job.source) != digest:
+        if found != (rows, bad) or job.source.changed():
             raise _changed(job)
         stage(work, work.chunks, totals)
         return _report(finish(work), model, resumed.rows)
@@ -206,10 +201,10 @@ def check_free(output: Path, overwrite: bool) -> None:
         check_leftovers(output, work, overwrite=overwrite)
 
 
-def bad_rows_message(source: Path, count: int, first: Sequence[BadRow]) -> str:
+def bad_rows_message(source: Source, count: int, first: Sequence[BadRow]) -> str:
     """Return a message that names the first bad rows, and says how many more there are."""
     more = f"; and {count - len(first)} more" if count > len(first) else ""
-    return f"{source}, " + "; ".join(map(str, first)) + more
+    return ("" if source.several else f"{source}, ") + "; ".join(map(str, first)) + more
 
 
 def _check(job: Job) -> None:
@@ -217,11 +212,12 @@ def _check(job: Job) -> None:
     if job.on_error not in ("fail", "skip"):
         raise ValueError(f"on_error = {job.on_error!r} is neither 'fail' nor 'skip'")
     outputs.check_name(job.output)
-    job.rows()
+    job.source.check()
     for suffix in record.SUFFIXES:
         path = record.beside(job.output, suffix)
-        if path.exists() and path.samefile(job.source):
-            raise ValueError(f"{job.source}: is the input, and this run would write over it")
+        for each in job.source.inputs if path.exists() else ():
+            if path.samefile(each.path):
+                raise ValueError(f"{each.path}: is the input, and this run would write over it")
 
 
 def _finished(job: Job, work: WorkFolder) -> dict[str, Any] | None:
@@ -263,8 +259,9 @@ def _check_same(job: Job, work: WorkFolder, found: Mapping[str, Any], run: Mappi
 
 def _changed(job: Job) -> ValueError:
     """Return the error for an input that changed while it was read."""
+    found = ", ".join(map(str, job.source.changed()[:SHOWN])) or job.source
     return ValueError(
-        f"{job.source}: changed while it was read; give the same command with --resume if it is as it was "
+        f"{found}: changed while it was read; give the same command with --resume if it is as it was "
         "before, else with --overwrite"
     )
 
@@ -293,23 +290,13 @@ def _survey(job: Job) -> tuple[int, int]:
     return rows, bad
 
 
-def _run(job: Job, digest: str) -> dict[str, Any]:
+def _run(job: Job) -> dict[str, Any]:
     """Return the part of a run's identity that is not the model's."""
-    return {
-        "input": digest,
-        "input format": format_of(job.source),
-        "column": job.column,
-        "id column": job.id_column,
-        "delimiter": job.delimiter,
-        "output": job.output.suffix.lower(),
-    }
+    return {**job.source.part_of_run(), "output": job.output.suffix.lower()}
 
 
 def _info(job: Job, model_name: str, prompt: str, dim: int) -> dict[str, str]:
-    source = os.fsencode(job.source.resolve()).decode(errors="replace")  # a file name may not be Unicode
-    info = {"model": model_name, "dim": str(dim), "prompt": prompt, "input": source}
-    columns = {"column": job.column, "id_column": job.id_column, "delimiter": job.delimiter}
-    return info | {name: value for name, value in columns.items() if value is not None}
+    return {"model": model_name, "dim": str(dim), "prompt": prompt, **job.source.info()}
 
 
 def _report(done: Mapping[str, Any], model: Embedder, resumed: int, complete: bool = False) -> Report:
@@ -372,8 +359,7 @@ def _compute(
                 vectors.append(model.encode(texts, prompt=prompt, truncate_dim=dim, show_progress_bar=False))
                 # Tokenised once more, without a limit: next to computing the vectors that takes no time.
                 lengths = list(map(len, model.tokenizer.encode(texts, 1 << 62, prompt)))
-                ids = [row.id for row in rows]
-                totals = _add(totals, ids, lengths, model.max_seq_length, texts.count(""))
+                totals = _add(totals, rows, lengths, model.max_seq_length, texts.count(""))
             chunk += call
             size += read
             progress(totals)
@@ -406,11 +392,13 @@ def _chunk(job: Job, entries: Sequence[Row | BadRow], vectors: NDArray[np.float3
         [entry for entry in entries if isinstance(entry, BadRow)],
         identity.rows_digest(entries),
         totals,
+        [row.where for row in rows if row.where is not None] or None,
     )
 
 
-def _add(totals: Totals, ids: Sequence[int | str], lengths: Sequence[int], limit: int, empty: int) -> Totals:
+def _add(totals: Totals, rows: Sequence[Row], lengths: Sequence[int], limit: int, empty: int) -> Totals:
     """Return the totals after these texts."""
+    ids = [row.id for row in rows]
     return Totals(
         rows=totals.rows + len(ids),
         texts=totals.texts + len(ids),
@@ -420,6 +408,7 @@ def _add(totals: Totals, ids: Sequence[int | str], lengths: Sequence[int], limit
         int_ids=totals.int_ids and all(isinstance(i, int) and -(2**63) <= i < 2**63 for i in ids),
         numbered=totals.numbered and list(ids) == list(range(totals.texts, totals.texts + len(ids))),
         empty=totals.empty + empty,
+        placed=totals.placed or rows[0].where is not None,
     )
 
 

@@ -121,6 +121,8 @@ class Saved:
                     id = parse_json(line)
                     if isinstance(id, Bad):
                         raise ValueError(f"{path}, line {number + 1}: {id}")
+                    if isinstance(id, dict):  # with where its text is from
+                        id = id.get("id")
                     found[number] = self._found(number, id, None)
         if number + 1 != self.count:
             raise self.error(
