@@ -326,7 +326,7 @@ def panel_by_panel(mode: str, kind: str) -> Any:
 def integer_rows_times_panels(x: Any) -> Any:
     """Make a function for the type of x: tile n of W, 16 rows, times `panels` panels from `first` on.
 
-    y_at is panel `first`'s flat index in y. Scratch has room for a decoded block from decoded_at on. `step` is
+    """Make a function for the type of x: tile n of W, 16 rows, times panels [first, first + panels).
     there for the other functions of matmul.rows_times_panels.
     """
     kind = kind_of_integers(x)

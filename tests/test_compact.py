@@ -122,7 +122,7 @@ def test_a_model_has_the_bits_of_its_decoded_weights(weights, tiny, tmp_path):
 
 # ---- products of integers
 
-# A path of "low"; the other's is emulated or another CPU's, and slow: each compiles the engine for half a minute.
+# A path of "low" other than this CPU's is emulated, and slow: each compiles the engine for half a minute.
 LOW = [
     pytest.param(path, marks=[] if path == isa.choose("low") else [pytest.mark.slow])
     for path in (isa.INT16, isa.INT8)
