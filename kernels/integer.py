@@ -326,8 +326,8 @@ def panel_by_panel(mode: str, kind: str) -> Any:
 def integer_rows_times_panels(x: Any) -> Any:
     """Make a function for the type of x: tile n of W, 16 rows, times `panels` panels from `first` on.
 
-    """Make a function for the type of x: tile n of W, 16 rows, times panels [first, first + panels).
-    there for the other functions of matmul.rows_times_panels.
+    y_at is panel `first`'s flat index in y. Scratch has room for a decoded block from decoded_at on. `step`
+    is there for the other functions of matmul.rows_times_panels.
     """
     kind = kind_of_integers(x)
     per_step, parts, word = PER_STEP[kind], 1 if kind == "words" else 2, STORED[kind]
