@@ -53,8 +53,7 @@ if "avx512_bf16" in isa.available():
     KINDS["dot"] = "vdpbf16ps"
 KINDS |= {f"tiles {n}": "AMX bfloat16" for n in (1, 2, 3)}
 NOT_PAIRS = [kind for kind in KINDS if kind != "pairs"]  # a way to store weights alone
-KINDS |= {"words": "int16"} if has_feature("avx2") else {}
-KINDS |= {"bytes": "int8"}
+KINDS |= {"words": "int16", "bytes": "int8"} if has_feature("avx2") else {}
 # Passes that parts need: for activations by weights, and for queries by keys (the smallest are left out).
 PASSES = {"tiles 2": (2, 3), "tiles 3": (3, 6)}
 NORM_EPS = np.float32(3e-3)
@@ -415,7 +414,11 @@ KERNELS = {
         weights=True,
     ),
     "complete": Kernel(
-        complete_case, list(INTEGERS), [(32,), (200,), (1024,)], TOKENS, {f"{D} x 256 tokens": ((D,), 256)}
+        complete_case,
+        [kind for kind in INTEGERS if kind in KINDS],
+        [(32,), (200,), (1024,)],
+        TOKENS,
+        {f"{D} x 256 tokens": ((D,), 256)},
     ),
     "rms_norm": Kernel(
         rms_norm_case,

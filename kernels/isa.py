@@ -79,8 +79,10 @@ def others() -> list[str]:
 
 def _missing(path: str) -> str:
     """Say what this CPU or system lacks for a path, or ""."""
-    if path in (AVX2, INT16) and not has_feature("avx2"):
+    if path in (AVX2, INT16, INT8) and not has_feature("avx2"):
         return "has no avx2"
+    if path in (INT16, INT8) and has_feature("avx512f") and not has_feature("avx512bw"):
+        return "has AVX-512, but no avx512bw"
     if path == AVX2 and has_feature("avx512f"):
         return "has AVX-512, and kernels were imported for that: set QWEN3NP_ISA before the process starts"
     if path == AVX512_BF16 and not has_feature("avx512bf16"):
@@ -148,6 +150,7 @@ def _integers(asked: str) -> str:
         return asked
     if asked not in ("", AVX2) or (not asked and amx_granted()):
         return ""
-    if not asked and (has_feature("avx512vnni") or has_feature("avxvnni")):
-        return INT8
-    return INT16 if has_feature("avx2") else ""
+    if _missing(INT16):
+        return ""
+    vnni = has_feature("avx512vnni" if has_feature("avx512f") else "avxvnni")
+    return INT8 if vnni and not asked else INT16
