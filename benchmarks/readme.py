@@ -17,6 +17,7 @@ from pathlib import Path
 
 import architecture
 import ladder
+import large
 import many_cores
 import micro
 import mteb_time
@@ -157,7 +158,8 @@ def figures() -> dict[str, dict[str, str]]:
         "docs/speed.md": {"speed": speed()},
         "docs/server.md": server_pages.parts(),
         "docs/mteb.md": mteb_time.parts(),
-        "docs/performance.md": many_cores.figures(json.loads(many_cores.RESULTS.read_text())),
+        "docs/performance.md": many_cores.figures(json.loads(many_cores.RESULTS.read_text()))
+        | large.figures(json.loads(large.RESULTS.read_text())),
         "docs/processes-and-machines.md": ray_actors.figures(),
         "kernels/README.md": {"ladder": ladder_table()},
     }
