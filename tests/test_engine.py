@@ -271,9 +271,15 @@ def test_an_interrupt_stops_it_between_blocks(tiny):
 
 
 def test_which_kernels_a_path_and_precision_use(monkeypatch):
-    """Tiles take every precision, vdpbf16ps only "medium", which rounds; and both only bfloat16 weights."""
+    """Tiles take every precision, vdpbf16ps only "medium", which rounds; and both only bfloat16 weights.
+
+    Integers are for "low" alone.
+    """
     for path in isa.available():
         monkeypatch.setenv("QWEN3NP_ISA", path)
+        if path in (isa.INT16, isa.INT8):
+            assert isa.choose("low") == path and isa.choose("high") == isa.SIMD
+            continue
         chosen = [isa.choose(precision) for precision in ("highest", "high", "medium")]
         assert chosen == ([isa.SIMD] * 2 if path == isa.AVX512_BF16 else [path] * 2) + [path]
         assert isa.choose("medium", bfloat16=False) == (isa.AVX2 if path == isa.AVX2 else isa.SIMD)

@@ -43,7 +43,7 @@ NO_PAIR = "is not a pair of a query and a document"
 ARGUMENTS: list[tuple[Callable[[Models], Any], type[Exception], str]] = [
     # Embedder
     (lambda m: m.load_embedder(backend="torch"), ValueError, "backend = 'torch'"),
-    (lambda m: m.load_embedder(matmul_precision="low"), ValueError, "matmul_precision = 'low'"),
+    (lambda m: m.load_embedder(matmul_precision="lowest"), ValueError, "matmul_precision = 'lowest'"),
     (lambda m: m.load_embedder(num_threads=0), ValueError, "num_threads = 0 must be an integer of 1 or more"),
     (
         lambda m: m.load_embedder(similarity_fn_name="jaccard"),
@@ -381,12 +381,11 @@ RERANK = [
     (["q", "--documents", "other.jsonl", "--column", "body"], b"", "has no column 'body'; there"),
     (["q", "--documents", "bad.txt", "--column", "text"], b"", "a .txt file has no columns"),
     (["q", "--documents", "missing.txt"], b"", "missing.txt: there is no such file"),
-    (["q", "--documents", "notes.md"], b"", "the name must end in .txt, .jsonl"),
+    (["q", "--documents", "notes.rst"], b"", "the name must end in .txt, .md, .jsonl"),
     (["q", "d", "--documents", "bad.txt"], b"", "--documents bad.txt and documents as arguments ('d')"),
     (["q", "--column", "text"], b"d\n", "--column text: only a file has columns"),
     (["q", "d", "--delimiter", ";"], b"", "--delimiter ;: only a file has columns"),
     (["q", "d", "bad.txt"], b"", "bad.txt: is the name of a file; its content as a text"),
-    (["q", "notes.md"], b"", "notes.md: is the name of a file; its content as a text"),
     (["q", "missing.jsonl"], b"", "missing.jsonl: there is no such file; if it is a text: --literal"),
     (["q", "d", "."], b"", ".: is the name of a folder; name a file in it"),
     (["notes.md", "d"], b"", "notes.md: is the name of a file; its content as a text"),

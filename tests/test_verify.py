@@ -408,7 +408,7 @@ def test_a_nan_is_null_in_json(run, tiny, tmp_path, monkeypatch):
         (["TINY", "--json", "missing/v.json"], "--json missing/v.json: cannot be written"),
         (["TINY", "--json", "."], "--json .: is a folder"),
         (["TINY", "--published"], "no values are published for a model of this shape (hidden_size 96"),
-        (["TINY", "--precision", "low"], "invalid choice: 'low'"),
+        (["TINY", "--precision", "lowest"], "invalid choice: 'lowest'"),
         (["TINY", "--against", "transformers"], 'pip install "qwen3np[hf]"'),
     ],
 )
@@ -422,7 +422,7 @@ def test_what_cannot_run_is_one_line_and_exit_code_2(run, tiny, tmp_path, monkey
 
 def test_an_older_json_file_survives_a_run_that_fails(run, tiny, tmp_path, monkeypatch):
     (tmp_path / "v.json").write_text("precious")
-    assert run(tiny, "--json", tmp_path / "v.json", "--precision", "low")[0] == 2
+    assert run(tiny, "--json", tmp_path / "v.json", "--precision", "lowest")[0] == 2
     full = OSError(28, "No space left on device")
     with mock.patch("qwen3np.files.atomic.write", side_effect=full):
         code, _, err = run(tiny, "--json", tmp_path / "v.json")
