@@ -414,6 +414,7 @@ FILES = {
     "null.jsonl": b'{"text": null}\n',
     "other.jsonl": b'{"text": "a"}\n',
     "notes.md": b"a\n",
+    "notes.rst": b"a\n",
 }
 
 
