@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,8 @@ def measure(folder: Path, names: list[str], threads: int) -> dict[str, Any]:
     queries, documents = corpus(folder)
     texts = queries + documents
     rows: list[dict[str, Any]] = []
-    results = {
-        "about": about(threads) | {"layers": Checkpoint(folder).config.num_hidden_layers},
-        "tokens": sum(map(len, texts)), "rows": rows,
-    }  # fmt: skip
+    model = asdict(Checkpoint(folder).config)
+    results = {"about": about(threads), "model": model, "tokens": sum(map(len, texts)), "rows": rows}
     truth: Any = None
     for name in dict.fromkeys([TRUTH, *names]):
         say(name)
@@ -140,10 +139,11 @@ def table(results: dict[str, Any]) -> str:
             cells = [far(r["median"]), far(r["largest"]), f"{r['first']:.1%}", f"{r['ten']:.1%}"]
         lines.append([r["contender"], *cells])
     header = ["", "1 - cosine, median", "largest", "same first document", "of the first ten"]
-    layers, tokens = results["about"]["layers"], results["tokens"]
+    model = results["model"]
     return markdown(header, lines) + (
-        f"\n\n{QUERIES:,} queries and {DOCUMENTS:,} documents of {tokens:,} tokens; the 0.6B's shape, "
-        f"{layers} layers, with outlier channels; {describe(results['about'], PACKAGES)}"
+        f"\n\n{QUERIES:,} queries and {DOCUMENTS:,} documents of {results['tokens']:,} tokens in all; "
+        f"hidden_size {model['hidden_size']:,}, {model['num_hidden_layers']} layers; "
+        f"{describe(results['about'], PACKAGES)}"
     )
 
 
