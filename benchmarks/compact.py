@@ -72,6 +72,8 @@ def measure(model: Path, sizes: list[str]) -> dict[str, Any]:
         say(size)
         work = workload(size)
         vectors = {w.name: w.run(work)[1] for w in workers}  # which warms up
+        if vectors[STORED] is None:
+            raise SystemExit(f"{STORED}: {workers[0].error}")
         runs = {w.name: timer(w, work) for w in workers if not w.error}
         reference = [name for name in (INT8, LOW) if name in runs]
         measured = pairs.in_turns(runs, reference, SECONDS)
