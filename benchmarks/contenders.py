@@ -52,15 +52,17 @@ class Ours:
     packages, imports = ("qwen3np",), "from qwen3np import Embedder"
     can_be_capped = True
 
-    def __init__(self, folder: Path, threads: int, precision: str, path: str = "") -> None:
+    def __init__(
+        self, folder: Path, threads: int, precision: str, path: str = "", weights: str = "stored"
+    ) -> None:
         if path:
             os.environ["QWEN3NP_ISA"] = path
         from qwen3np import Embedder
         from qwen3np.runtime import prefix_cache
 
         prefix_cache.SMALL_CALL = 0  # every run has the same texts: nothing is kept of them
-        self.model = Embedder(folder, matmul_precision=precision, num_threads=threads)
-        self.options = {"matmul_precision": precision, "num_threads": threads}
+        self.options = {"matmul_precision": precision, "num_threads": threads, "weights": weights}
+        self.model = Embedder(folder, **self.options)
 
     def encode(self, ids: Ids) -> np.ndarray:
         return normalize(self.model.backend.forward(ids))
@@ -131,6 +133,15 @@ class Transformers:
                 logits = self.reranker(padded, attention_mask=mask, logits_to_keep=1).logits[:, -1]
             scores[rows] = (logits[:, yes] - logits[:, no]).float().numpy()
         return scores
+
+
+class DynamicInt8(Transformers):
+    """PyTorch's own dynamic quantisation: weights and activations in int8, a scale a tensor."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        super().__init__(folder, threads, "float32")
+        quantize = self.torch.ao.quantization.quantize_dynamic
+        self.model = quantize(self.model, {self.torch.nn.Linear}, dtype=self.torch.qint8)
 
 
 class Zentorch(Transformers):
@@ -277,13 +288,21 @@ CONTENDERS: dict[str, tuple[Any, dict[str, str]]] = {
     "qwen3np highest": (Ours, {"precision": "highest"}),
     "qwen3np simd": (Ours, {"precision": "high", "path": "simd"}),
     "qwen3np high, no sharing": (WithoutSharing, {"precision": "high"}),
+    "qwen3np low": (Ours, {"precision": "low"}),
+    **{
+        f"qwen3np {precision} {weights}": (Ours, {"precision": precision, "weights": weights})
+        for weights in ("int8", "lossless")
+        for precision in ("highest", "high", "medium", "low")
+    },
     "transformers bf16": (Transformers, {"dtype": "bfloat16"}),
     "transformers float32": (Transformers, {"dtype": "float32"}),
+    "transformers int8": (DynamicInt8, {}),
     "sentence-transformers default (bf16)": (SentenceTransformers, {}),
     "sentence-transformers float32": (SentenceTransformers, {"dtype": "float32"}),
     "zentorch bf16": (Zentorch, {"dtype": "bfloat16"}),
     "OpenVINO bf16": (OpenVINO, {"export": "openvino", "hint": "bf16"}),
     "OpenVINO float32": (OpenVINO, {"export": "openvino", "hint": "f32"}),
+    "OpenVINO int8": (OpenVINO, {"export": "openvino-int8", "hint": "f32"}),
     "ONNX Runtime float32": (ONNXRuntime, {"export": "onnx"}),
     "ONNX Runtime int8": (ONNXRuntime, {"export": "onnx-int8"}),
     "ONNX Runtime MatMulNBits-8": (ONNXRuntime, {"export": "onnx-nbits8"}),

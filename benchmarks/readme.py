@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import agreement
 import architecture
 import ladder
 import large
@@ -77,6 +78,7 @@ READING_ORDER = {
     "qwen3np/explain/pictures.py": "the pictures, as SVG",
     "qwen3np/explain/page.py": "the page of them, each beside its code",
     "qwen3np/synth/checkpoints.py": "generated checkpoints, true in all but the values",
+    "qwen3np/synth/outliers.py": "what makes real weights hard to quantise",
 }
 # Of the README's table; docs/speed.md has all.
 SHORT = "1x16", "8x128", "4x512", "256 mixed", "rerank 1x100"
@@ -154,7 +156,10 @@ def figures() -> dict[str, dict[str, str]]:
     return {
         "README.md": {"speed": short_speed()},
         "docs/architecture.md": {"reading order": reading_order()},
-        "docs/accuracy.md": {"accuracy": accuracy()},
+        "docs/accuracy.md": {
+            "accuracy": accuracy(),
+            "agreement": agreement.table(json.loads(agreement.RESULTS.read_text())),
+        },
         "docs/speed.md": {"speed": speed()},
         "docs/server.md": server_pages.parts(),
         "docs/mteb.md": mteb_time.parts(),

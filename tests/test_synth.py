@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from qwen3np import CheckpointError, Embedder
+from qwen3np import CheckpointError, Embedder, reference
 from qwen3np.loading.checkpoint import INDEX_FILE, Checkpoint
 from qwen3np.loading.config import Config
 from qwen3np.synth import checkpoints as synth
@@ -101,6 +101,71 @@ def test_the_weights_have_the_traits_that_make_real_ones_hard(tiny):
             assert gamma[channel] == pytest.approx(0.05, rel=2**-8)
     gammas = [gamma.tobytes() for name, gamma in values.items() if "norm" in name]
     assert len(set(gammas)) == len(gammas)
+
+
+class Projection:
+    """A weight that shows what it multiplies to `read`, and multiplies what that returns."""
+
+    __array_ufunc__ = None  # so that x @ weight.T asks it
+
+    def __init__(self, weight: np.ndarray, read) -> None:
+        self.weight, self.read, self.T = weight, read, self
+
+    def __rmatmul__(self, x: np.ndarray) -> np.ndarray:
+        return self.read(x, self.weight) @ self.weight.T
+
+
+def vectors(folder: Path, read) -> np.ndarray:
+    """Of two texts, by the reference, whose projections read through `read`."""
+    checkpoint, layers = Checkpoint(folder), []
+    c, w = checkpoint.config, checkpoint.weights(np.float32)
+    for layer in w.layers:
+        for part in (layer["self_attn"], layer["mlp"]):
+            part.update({n: Projection(t, read) for n, t in part.items() if n.endswith("proj")})
+        layers.append(layer)
+    args = (w.embed_tokens, layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim)
+    texts = [np.arange(7, 60), np.arange(900, 930)]
+    return reference.normalize(np.stack([reference.pool(x) for x in reference.forward(texts, *args)]))
+
+
+def in_8_bits(x: np.ndarray, channels: int | None) -> np.ndarray:
+    """Rounded with a scale a token and so many channels, or (None) with one, as dynamic int8 often is."""
+    blocks = x.reshape(len(x), -1, channels) if channels else x[None]
+    scales = np.abs(blocks).max(axis=-1 if channels else None, keepdims=True) / 127
+    return (np.rint(blocks / scales) * scales).reshape(x.shape)
+
+
+def test_outlier_channels_cost_what_they_do_in_real_models(tiny, tmp_path):
+    """With them, one scale a tensor ruins vectors, and one a few channels does not."""
+    folder = synthesize(tmp_path / "outliers", "tiny", outliers=True)
+
+    def lost(folder: Path, channels: int | None) -> float:
+        exact = vectors(folder, lambda x, weight: x)
+        rounded = vectors(folder, lambda x, weight: in_8_bits(x, channels))
+        return float((1 - (rounded * exact).sum(axis=1)).max())
+
+    assert lost(tiny, None) < 0.005 and lost(folder, None) > 0.03
+    assert lost(folder, 16) < 0.01
+
+
+def test_outlier_channels_are_those_of_every_projection(tiny, tmp_path):
+    """Where weights read less, inputs are larger; both by powers of two, in few rows and columns."""
+    folder = synthesize(tmp_path / "outliers", "tiny", outliers=True)
+
+    def read(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        size, columns = np.square(x).mean(axis=0) ** 0.5, np.median(np.abs(weight), axis=0)
+        outliers = columns < np.median(columns) / 2
+        assert 0 < outliers.sum() < len(outliers) / 5
+        assert size[outliers].mean() > 8 * size[~outliers].mean()
+        return x
+
+    vectors(folder, read)
+    plain = Checkpoint(tiny).tensors
+    for name, tensor in Checkpoint(folder).tensors.items():
+        factors = np.unique(tensor.widen() / plain[name].widen())
+        assert set(np.frexp(factors)[0]) == {0.5}, name
+        assert (len(factors) > 1) == (name.endswith("proj.weight") or "_layernorm" in name), name
+    assert synth.is_generated(Checkpoint(folder))
 
 
 def test_the_layers_option_makes_a_shallower_model(tmp_path):

@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="the tokenizer.json to copy (default: a small one)"
     )
+    parser.add_argument(
+        "--outliers",
+        action="store_true",
+        help="with outlier channels, which make real weights hard to quantise",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             layers=args.layers,
             tokenizer=args.tokenizer,
+            outliers=args.outliers,
             progress=progress,
         )
     finally:

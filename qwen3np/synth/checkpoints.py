@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from ..errors import CheckpointError
 from ..loading import model_cards
 from ..loading.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, safetensors_header, tensor_shapes, widen
 from ..loading.config import Config, load_json
+from .outliers import outlier_scales
 
 MASSIVE_VALUE = 5700.0
 # The gammas of that channel are small in the real weights too: the channel is a bias, not a signal.
@@ -62,6 +63,7 @@ def synthesize(
     seed: int = 0,
     layers: int | None = None,
     tokenizer: str | Path | None = None,
+    outliers: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a generated checkpoint into a new or empty folder, which appears complete or not at all.
@@ -74,6 +76,8 @@ def synthesize(
         seed: The seed of the weights.
         layers: Overrides num_hidden_layers.
         tokenizer: The tokenizer.json to copy. Default: the small one that comes with this package.
+        outliers: Give every projection's input a few channels far larger than the others, as trained models
+            have: what makes them hard to quantise (outliers.py).
         progress: Called with the bytes done and the bytes in all.
 
     Returns:
@@ -100,7 +104,7 @@ def synthesize(
     partial.mkdir(parents=True)
     try:
         _write_side_files(partial, like, config, source)
-        _write_weights(partial, like, config, seed, progress or (lambda done, total: None))
+        _write_weights(partial, like, config, seed, progress or (lambda done, total: None), outliers)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -143,9 +147,10 @@ def to_bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def tensor_values(
-    name: str, shape: tuple[int, ...], config: Config, seed: int
+    name: str, shape: tuple[int, ...], config: Config, seed: int, outliers: bool = False
 ) -> Iterator[NDArray[np.uint16]]:
     """Yield one tensor's bfloat16 values, flat, in chunks of whole rows."""
+    scales = outlier_scales(name, shape, config, seed, massive_channel(config)) if outliers else None
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     channel = massive_channel(config)
     if len(shape) == 1:
@@ -153,6 +158,8 @@ def tensor_values(
         gammas = np.exp(rng.normal(0.2, 0.5, shape)).astype(np.float32)
         if shape == (config.hidden_size,) and "layernorm" in name or name == "norm.weight":
             gammas[channel] = MASSIVE_GAMMA
+        if scales:
+            gammas *= scales.rows
         yield to_bfloat16(gammas)
         return
     # Each projection keeps the variance of what it reads; what is added to the residual stream is damped so
@@ -170,6 +177,8 @@ def tensor_values(
         here = massive[(massive >= start) & (massive < start + len(values))]
         if len(here):
             values[here - start, channel] = MASSIVE_VALUE
+        if scales:
+            values *= scales.rows[start : start + len(values), None] * scales.columns
         yield to_bfloat16(values).ravel()
 
 
@@ -201,7 +210,12 @@ def _nbytes(shape: tuple[int, ...]) -> int:
 
 
 def _write_weights(
-    folder: Path, like: str, config: Config, seed: int, progress: Callable[[int, int], None]
+    folder: Path,
+    like: str,
+    config: Config,
+    seed: int,
+    progress: Callable[[int, int], None],
+    outliers: bool = False,
 ) -> None:
     """Write the weights' files and, if there are several, their index."""
     files = shards(like, config)
@@ -217,20 +231,11 @@ def _write_weights(
         with open(folder / name, "wb") as file:
             file.write(bfloat16_header(shapes))
             for tensor in sorted(shapes):
-                for written in _write_tensor(
-                    file, tensor.removeprefix("model."), shapes[tensor], config, seed
-                ):
-                    done += written
+                name_in_model = tensor.removeprefix("model.")
+                for values in tensor_values(name_in_model, shapes[tensor], config, seed, outliers):
+                    file.write(values.astype("<u2").data)
+                    done += values.nbytes
                     progress(done, total)
-
-
-def _write_tensor(
-    file: BinaryIO, name: str, shape: tuple[int, ...], config: Config, seed: int
-) -> Iterator[int]:
-    """Write one tensor, and yield the bytes of each chunk."""
-    for values in tensor_values(name, shape, config, seed):
-        file.write(values.astype("<u2").data)
-        yield values.nbytes
 
 
 def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) -> None:
