@@ -14,6 +14,7 @@ from ..files.record import ERRORS, beside
 from ..files.rows import SUFFIXES
 from ..files.run import Job, Report, bad_rows_message, check_free, embed_file, save
 from ..files.work import Totals, kept
+from ..quantization import VECTOR_PRECISIONS
 from ..runtime.progress import bar, ticking, worth_showing
 from . import options
 from .inputs import STDIN, looks_like_file, names_file, refusal, stdin_lines, texts
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="OUT",
-        help="write float32 vectors to this .npy, .jsonl, .parquet or .safetensors file; required for a file "
+        help="write the vectors to this .npy, .jsonl, .parquet or .safetensors file; required for a file "
         "of texts",
     )
     files = parser.add_argument_group("for a file of texts")
@@ -69,6 +70,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="bad rows: fail before anything is computed, or skip them and list them in OUT.errors.jsonl "
         "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=VECTOR_PRECISIONS,
+        default="float32",
+        help="how OUT holds vectors: int8 and uint8 with their ranges beside, in OUT.ranges.npy; binary and "
+        "ubinary with one bit per dimension (default: %(default)s)",
+    )
+    files.add_argument(
+        "--update",
+        action="store_true",
+        help="bring OUT up to date with a file that has changed: only new texts are computed; rows that are "
+        "gone from the file go from OUT",
     )
     files.add_argument(
         "--resume", action="store_true", help="continue where an interrupted run stopped, if one did"
@@ -87,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     if source is not None:
         embed_whole_file(args, source)
         return
-    for option in ("column", "id_column", "delimiter", "resume"):
+    for option in ("column", "id_column", "delimiter", "resume", "update"):
         if getattr(args, option):
             raise ValueError(f"--{option.replace('_', '-')} is for an input file")
     if args.output is not None:
@@ -103,8 +117,10 @@ def run(args: argparse.Namespace) -> None:
             print(outputs.json_line({"text": text}, vector))
         return
     info = {"model": options.model_name(args.model), "dim": str(vectors.shape[1]), "prompt": prompt}
+    if args.precision != "float32":
+        info["precision"] = args.precision
     save(args.output, found, vectors, info, args.overwrite)
-    say(f"{args.output}: {vectors.shape[0]} x {vectors.shape[1]} {vectors.dtype}")
+    say(f"{args.output}: {len(vectors)} x {outputs.Kind(args.precision, vectors.shape[1])}")
 
 
 def input_file(args: argparse.Namespace) -> Path | None:
@@ -137,7 +153,7 @@ def prompt_of(model: Embedder, args: argparse.Namespace) -> str:
 
 
 def embed_whole_file(args: argparse.Namespace, source: Path) -> None:
-    names = ("column", "id_column", "on_error", "resume", "overwrite", "delimiter")
+    names = ("column", "id_column", "on_error", "resume", "overwrite", "delimiter", "precision", "update")
     job = Job(source, args.output, **{name: getattr(args, name) for name in names})
     shown = _Bar(source.name)
     try:
@@ -165,11 +181,19 @@ def embed_whole_file(args: argparse.Namespace, source: Path) -> None:
 
 def _summary(job: Job, report: Report) -> list[str]:
     totals = report.totals
-    lines = [f"{job.output}: {totals.texts:,} x {report.dim} float32, {totals.tokens:,} tokens"]
+    lines = [f"{job.output}: {totals.texts:,} x {report.kind}, {totals.tokens:,} tokens"]
     if report.complete:
         lines[0] += ": is complete"
     elif report.resumed:
         lines[0] += f" ({report.resumed:,} rows were done before)"
+    if report.older is not None:
+        kept, gone = report.older.kept, report.older.gone
+        lines[0] += f"; {kept:,} rows kept, {totals.texts - kept:,} new or changed, {gone:,} gone and removed"
+    if report.outside > 0:
+        lines.append(
+            f"{report.outside:.2%} of the new values are outside the ranges of the older rows and were "
+            "clipped; --overwrite takes ranges anew"
+        )
     if totals.cut:
         limit = f"{report.max_seq_length:,} tokens"
         lines.append(f"{totals.cut:,} texts were cut to {limit}; the longest had {totals.longest:,}")

@@ -8,29 +8,61 @@ What an output holds besides its vectors:
     .npy          nothing
 
 Ids that find no room there are in a file beside it, OUT.ids.jsonl, one per line, unless they are just the
-numbers of the vectors. `info` is a mapping of strings: the model and how it was used. It is also in the
-record beside every output (record.py). The bytes do not depend on how the vectors are divided into chunks.
+numbers of the vectors; so are the texts' hashes, OUT.hashes.npy, by which `--update` knows them again, and
+the ranges of int8 and uint8, OUT.ranges.npy. `info` is a mapping of strings: the model and how it was used.
+It is also in the record beside every output (record.py). The bytes do not depend on how the vectors are
+divided into chunks.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..quantization import STORED_AS
 from . import atomic
 from .parquet import pyarrow_parquet
 from .rows import BadRow
+from .update import hashes_of
 from .work import Chunk, Totals, npy_header
 
 SUFFIXES = (".npy", ".jsonl", ".parquet", ".safetensors")
-WITH_TEXTS = (".jsonl", ".parquet")
+WITH_TEXTS, WITHOUT_TEXTS = (".jsonl", ".parquet"), (".npy", ".safetensors")
 ROW_GROUP = 4096  # rows
+DTYPES = {"float32": "F32", "int8": "I8", "uint8": "U8"}  # as .safetensors names them
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the vectors of an output are: their precision, and their dimensions before they are packed."""
+
+    precision: str
+    dim: int
+
+    @property
+    def bits(self) -> bool:
+        """Whether there is one bit per dimension."""
+        return self.precision.endswith("binary")
+
+    @property
+    def dtype(self) -> str:
+        """The type of the array that holds them."""
+        return STORED_AS[self.precision]
+
+    @property
+    def columns(self) -> int:
+        """The columns of that array: 8 dimensions each where they are bits."""
+        return -(-self.dim // 8) if self.bits else self.dim
+
+    def __str__(self) -> str:
+        packed = f" ({self.dim} dimensions)" if self.columns != self.dim else ""
+        return f"{self.columns} {self.precision}{packed}"
 
 
 def check_name(output: Path) -> None:
@@ -38,8 +70,9 @@ def check_name(output: Path) -> None:
     if any(ord(c) < 32 or ord(c) == 127 for c in str(output)):
         raise ValueError(f"--output {str(output)!r}: the name holds a control character")
     if output.suffix.lower() not in SUFFIXES:
+        more = "; `qwen3np export` makes databases and indexes of such a file"
         raise ValueError(
-            f"--output {output}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+            f"--output {output}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}{more}"
         )
     if not output.parent.is_dir():
         raise ValueError(f"--output {output}: there is no folder {output.parent}")
@@ -52,26 +85,29 @@ def check_name(output: Path) -> None:
 def needs_ids_file(output: Path, totals: Totals) -> bool:
     """Return whether the ids find no room in the output itself."""
     suffix = output.suffix.lower()
-    return (suffix == ".npy" and not totals.numbered) or (suffix == ".safetensors" and not totals.int_ids)
+    if suffix in WITH_TEXTS:
+        return False
+    return not (totals.int_ids if suffix == ".safetensors" else totals.numbered)
 
 
 def write_output(
-    path: Path, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
+    path: Path, chunks: Iterable[Chunk], totals: Totals, kind: Kind, info: Mapping[str, str]
 ) -> None:
-    """Write the chunks, `totals.texts` vectors [dim] in all, to `path`, and flush them to the disk."""
+    """Write the chunks, `totals.texts` vectors in all, to `path`, and flush them to the disk."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        _write_parquet(path, chunks, totals, dim, info)
+        _write_parquet(path, chunks, totals, kind, info)
         return
     with atomic.create(path) as file:
         {".npy": _write_npy, ".jsonl": _write_jsonl, ".safetensors": _write_safetensors}[suffix](
-            file, chunks, totals, dim, info
+            file, chunks, totals, kind, info
         )
 
 
-def json_line(record: dict[str, Any], vector: NDArray[np.float32]) -> str:
+def json_line(record: dict[str, Any], vector: NDArray[Any]) -> str:
     """Return one line of JSON; nine significant digits tell all float32 apart."""
-    return json.dumps(record | {"embedding": [float(f"{x:.9g}") for x in vector]}, ensure_ascii=False)
+    values = vector.tolist() if vector.dtype.kind != "f" else [float(f"{x:.9g}") for x in vector]
+    return json.dumps(record | {"embedding": values}, ensure_ascii=False)
 
 
 def write_ids(path: Path, chunks: Iterable[Chunk]) -> None:
@@ -82,6 +118,14 @@ def write_ids(path: Path, chunks: Iterable[Chunk]) -> None:
             atomic.write(file, lines.encode())
 
 
+def write_hashes(path: Path, chunks: Iterable[Chunk], totals: Totals) -> None:
+    """Write the texts' hashes, uint64 [N, 2]."""
+    with atomic.create(path) as file:
+        atomic.write(file, npy_header((totals.texts, 2), "uint64"))
+        for chunk in chunks:
+            atomic.write(file, hashes_of(chunk.texts))
+
+
 def write_bad_rows(path: Path, bad_rows: Iterable[BadRow]) -> None:
     """Write the bad rows, one JSON object per line."""
     with atomic.create(path) as file:
@@ -90,24 +134,23 @@ def write_bad_rows(path: Path, bad_rows: Iterable[BadRow]) -> None:
 
 
 def _write_npy(
-    file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
+    file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, kind: Kind, info: Mapping[str, str]
 ) -> None:
-    atomic.write(file, npy_header((totals.texts, dim)))
+    atomic.write(file, npy_header((totals.texts, kind.columns), kind.dtype))
     for chunk in chunks:
         atomic.write(file, chunk.vectors)
 
 
 def _write_jsonl(
-    file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
+    file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, kind: Kind, info: Mapping[str, str]
 ) -> None:
     for chunk in chunks:
-        assert chunk.texts is not None
         for id, text, vector in zip(chunk.ids, chunk.texts, chunk.vectors, strict=True):
             atomic.write(file, json_line({"id": id, "text": text}, vector).encode() + b"\n")
 
 
 def _write_safetensors(
-    file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
+    file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, kind: Kind, info: Mapping[str, str]
 ) -> None:
     """Write a .safetensors file; the ids come first, where they are aligned.
 
@@ -118,8 +161,9 @@ def _write_safetensors(
     if totals.int_ids:
         ids_end = 8 * totals.texts
         header["ids"] = {"dtype": "I64", "shape": [totals.texts], "data_offsets": [0, ids_end]}
-    end = ids_end + 4 * dim * totals.texts
-    header["embeddings"] = {"dtype": "F32", "shape": [totals.texts, dim], "data_offsets": [ids_end, end]}
+    row_bytes = np.dtype(kind.dtype).itemsize * kind.columns
+    shape, end = [totals.texts, kind.columns], ids_end + row_bytes * totals.texts
+    header["embeddings"] = {"dtype": DTYPES[kind.dtype], "shape": shape, "data_offsets": [ids_end, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     atomic.write(file, len(text).to_bytes(8, "little") + text)
@@ -128,13 +172,13 @@ def _write_safetensors(
         if totals.int_ids:
             file.seek(data + 8 * done)
             atomic.write(file, np.array(chunk.ids, "<i8"))
-        file.seek(data + ids_end + 4 * dim * done)
+        file.seek(data + ids_end + row_bytes * done)
         atomic.write(file, chunk.vectors)
         done += len(chunk.ids)
 
 
 def _write_parquet(
-    path: Path, chunks: Iterable[Chunk], totals: Totals, dim: int, info: Mapping[str, str]
+    path: Path, chunks: Iterable[Chunk], totals: Totals, kind: Kind, info: Mapping[str, str]
 ) -> None:
     pq = pyarrow_parquet(path)
     import pyarrow as pa
@@ -142,7 +186,7 @@ def _write_parquet(
     fields = [
         ("id", pa.int64() if totals.int_ids else pa.string()),
         ("text", pa.string()),
-        ("embedding", pa.list_(pa.float32(), dim)),
+        ("embedding", pa.list_(pa.from_numpy_dtype(np.dtype(kind.dtype)), kind.columns)),
     ]
     schema = pa.schema(fields, metadata=dict(info))
     # Dictionary encoding would hold every vector once more before it gives up.
@@ -150,7 +194,7 @@ def _write_parquet(
         with pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
             for chunk in _regrouped(chunks, ROW_GROUP):
                 ids = chunk.ids if totals.int_ids else [str(id) for id in chunk.ids]
-                vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk.vectors.ravel()), dim)
+                vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk.vectors.ravel()), kind.columns)
                 columns = [pa.array(ids, fields[0][1]), pa.array(chunk.texts, pa.string()), vectors]
                 writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
 
@@ -159,9 +203,8 @@ def _regrouped(chunks: Iterable[Chunk], rows: int) -> Iterator[Chunk]:
     """Yield the same ids, texts and vectors in chunks of `rows`; the last may be smaller."""
     ids: list[int | str] = []
     texts: list[str] = []
-    vectors: list[NDArray[np.float32]] = []
+    vectors: list[NDArray[Any]] = []
     for chunk in chunks:
-        assert chunk.texts is not None
         ids += chunk.ids
         texts += chunk.texts
         vectors.append(chunk.vectors)
