@@ -9,8 +9,10 @@ are scored in float64, one by one. Equal rows have equal scores.
 from __future__ import annotations
 
 import operator
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from .runtime.cores import thread_count
 Vectors = NDArray[np.float32]
 Scores = NDArray[np.float64]
 Stored = tuple[str, Any]  # precision, and the ranges of int8 and uint8
+Candidates = tuple[NDArray[np.int64], Scores]  # rows and their scores
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 BLOCK_ROWS = 16384  # rows of a corpus read at a time: 64 MB of 1024 float32 dimensions
@@ -229,9 +232,8 @@ def search_blocks(
     results = []
     for start in range(0, len(queries), QUERIES):
         some = queries[start : start + QUERIES]
-        with Nearest(some, top_k if exact else top_k * multiplier, score_function, stored, what) as nearest:
-            for block in blocks():
-                nearest.add(block)
+        nearest = Nearest(some, top_k if exact else top_k * multiplier, score_function, stored, what)
+        nearest.add_all(blocks())
         for query, (ids, scores) in zip(some, nearest.found, strict=True):
             if not exact:
                 if rescore is None:
@@ -252,7 +254,7 @@ class Nearest:
     """The best rows for each query, among the blocks of a corpus that have been added so far.
 
     `found` holds, per query, the row numbers and their scores, best first; of equal scores the earlier
-    row comes first. Used with `with`: large blocks are read by several threads.
+    row comes first.
 
     Args:
         queries: Float vectors [Q, dim].
@@ -283,50 +285,59 @@ class Nearest:
         if precision.endswith("int8"):
             self._decoding = origins_and_steps(precision, ranges, self._dim)
             self._slip = float(np.linalg.norm(np.abs(np.asarray(ranges, np.float64)).max(axis=0)))
-        self._threads = ThreadPoolExecutor(thread_count())
         self.found = [(np.empty(0, np.int64), np.empty(0)) for _ in queries]
 
-    def __enter__(self) -> Nearest:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown()
-
-    def add(self, block: Any) -> None:
-        """Add the next block of the corpus, [N, dim].
+    def add_all(self, blocks: Iterable[Any]) -> None:
+        """Add blocks of the corpus, [N, dim] each, several at a time where that is faster.
 
         Raises ValueError for a row that is not finite: no score would say where it belongs.
         """
-        for i, (new, scores) in enumerate(self._scored(block)):
+        # A product of many queries has threads of its own.
+        threads = 1 if len(self._queries) > FEW_QUERIES else _threads()
+        waiting: deque[Future[list[Candidates]]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            for block in blocks:
+                waiting.append(pool.submit(lambda *given: [*self._scored(*given)], block, self._rows))
+                self._rows += len(block)
+                if len(waiting) > threads:
+                    self._merge(waiting.popleft().result())
+            for one in waiting:
+                self._merge(one.result())
+
+    def _merge(self, candidates: list[Candidates]) -> None:
+        """Take the best of those that were found and of new ones, which are of later rows."""
+        for i, (new, scores) in enumerate(candidates):
             ids, best = self.found[i]
-            ids, best = np.concatenate([ids, self._rows + new]), np.concatenate([best, scores])
+            ids, best = np.concatenate([ids, new]), np.concatenate([best, scores])
             order = np.argsort(-best, kind="stable")[: self._count]
             self.found[i] = ids[order], best[order]
-        self._rows += len(block)
 
-    def _scored(self, block: Any) -> Iterator[tuple[NDArray[np.int64], Scores]]:
-        """Yield, per query, the rows of the block that may be among its best, and their exact scores."""
+    def _scored(self, block: Any, first: int) -> Iterator[Candidates]:
+        """Yield, per query, the rows of the block that may be among its best, and their exact scores.
+
+        `found` may be older than the blocks before this one: then there are more of them.
+        """
         precision = self._stored[0]
         if precision.endswith("binary"):
             for i, scores in enumerate(hamming(self._queries, block)):
                 new = self._candidates(i, scores, scores)
-                yield new, scores[new].astype(np.float64)
+                yield first + new, scores[new].astype(np.float64)
             return
         if precision == "float32":
             block = as_matrix(block)
         if self._name in ("euclidean", "manhattan"):
             block = self._values(block)
-            check_finite(block, self._what, self._rows)
+            check_finite(block, self._what, first)
             for query in self._queries:
-                yield np.arange(len(block)), exact_scores(self._name, query, block)
+                yield first + np.arange(len(block)), exact_scores(self._name, query, block)
             return
         products, lengths = self._products(block)
         # A row with a NaN or an infinity has no finite product, not even with zeros.
         if not np.isfinite(products).all():
-            check_finite(block, self._what, self._rows)
+            check_finite(self._values(block), self._what, first)
         for i, query in enumerate(self._queries):
             new = self._candidates(i, *self._bounds(i, products[i], lengths))
-            yield new, exact_scores(self._name, query, self._values(block[new]))
+            yield first + new, exact_scores(self._name, query, self._values(block[new]))
 
     def _values(self, rows: Any) -> Vectors:
         return values_of(rows, *self._stored, self._dim)
@@ -343,13 +354,8 @@ class Nearest:
         origins, steps = self._decoding
         products = np.empty((len(self._queries), len(block)), np.float32)
         squares = np.empty(len(block), np.float32)
-        cuts = np.linspace(0, len(block), thread_count() + 1).astype(int)
-
-        def share(part: slice) -> None:
-            for i, query in enumerate(self._units):
-                scan(block[part], steps, origins, query, products[i, part], squares[part])
-
-        list(self._threads.map(share, map(slice, cuts[:-1], cuts[1:])))
+        for i, query in enumerate(self._units):
+            scan(block, steps, origins, query, products[i], squares)
         lengths = np.sqrt(squares.astype(np.float64))
         if (odd := ~_usual(lengths)).any():
             lengths[odd] = _lengths(self._values(block[odd]))
@@ -379,6 +385,12 @@ class Nearest:
         if len(new) > self._count:
             new = new[high[new] >= np.partition(low[new], -self._count)[-self._count]]
         return new
+
+
+@cache
+def _threads() -> int:
+    """Return how many blocks are read at a time; looking takes a millisecond."""
+    return thread_count()
 
 
 def numba_is_off() -> bool:

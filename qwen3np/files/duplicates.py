@@ -74,7 +74,7 @@ def _first_of_equal(hashes: Hashes) -> NDArray[np.int64]:
 def _nearly_equal(
     saved: Saved, rows: NDArray[np.int64], stays: NDArray[np.bool_], threshold: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return, for each of the rows, the earliest row that stays and is near, or else itself; and their cosines."""
+    """Return the earliest row that stays and is near each of the rows, else itself; and their cosines."""
     vectors = saved.floats(saved.vectors[rows])
     check_finite(vectors, f"{saved.path}: row", numbers=rows)
     units, of, cosine = unit(vectors), rows.copy(), np.ones(len(rows))
