@@ -57,7 +57,7 @@ def entry_point(function: Callable[..., Any] | None = None, *, fastmath: Any = F
     """
     if function is None:
         return partial(entry_point, fastmath=fastmath)
-    kernel = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
+    kernel: Any = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
     kernel._cache = KernelCache(function)  # as Numba's own `cache=True` does, with its cache
     return kernel
 

@@ -397,7 +397,8 @@ def numba_is_off() -> bool:
     """Whether Numba is told not to compile: its functions then run as Python."""
     import numba
 
-    return bool(numba.config.DISABLE_JIT)
+    config: Any = numba.config
+    return bool(config.DISABLE_JIT)
 
 
 def _check_search(queries: Vectors, corpus: Any, score_function: str, precision: str, rescore: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from qwen3np.files.saved import open_saved
 from qwen3np.quantization import VECTOR_PRECISIONS
 from qwen3np.search import similarity
 
+PAGE = (Path(__file__).parent.parent / "docs" / "files.md").read_text(encoding="utf-8")
 TEXTS = [f"the text with the number {n}" for n in range(40)]
 TARGETS = {"duckdb": "duckdb", "lance": "lancedb", "faiss": "faiss", "usearch": "usearch"}
 
@@ -195,3 +198,19 @@ def test_the_report_of_duplicates(run, saved):
     ]  # fmt: skip
     assert "2 nearly (cosine 0.1 or more); 1 are left" in err
     assert run("duplicates", "out.parquet", "--threshold", "1.5")[0] == 2
+
+
+@pytest.mark.exports
+def test_every_command_of_the_page_runs(run, tiny, model, tmp_path, monkeypatch):
+    """In its order, in a folder with the files that it names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("qwen3np.cli.options.EMBEDDER", str(tiny))
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    rows = (json.dumps({"url": f"u{n}", "body": text}) + "\n" for n, text in enumerate(TEXTS))
+    (tmp_path / "articles.jsonl").write_text("".join(rows))
+    blocks = re.findall(r"```\n(qwen3np .*?)```", PAGE, re.S)
+    commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    assert {command[1] for command in commands} == {"embed", "search", "export", "duplicates"}
+    for command in commands:
+        chosen = ["--model", tiny] if command[1] == "embed" else []
+        assert run(*command[1:], *chosen)[0] == 0, command

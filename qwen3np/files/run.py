@@ -166,7 +166,7 @@ def embed_file(
             replaces, kept = _make_way(work), None
         older = _older(job, run, finished) if job.update else None
         info = _info(job, model_name, prompt, dim)
-        if also := identity.others(run, [kept, older and older.record]):
+        if also := identity.others(run, [kept, older.record if older else None]):
             info["also_by"] = also
         manifest = {"run": run, "info": info, "rows": rows, "bad": bad, "dim": dim}
         if older is not None and older.ranges is not None:
