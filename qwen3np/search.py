@@ -348,18 +348,24 @@ class Nearest:
             rows = self._values(block)
             with np.errstate(over="ignore", invalid="ignore"):
                 return self._units @ rows.T, _lengths(rows)
-        from .kernels.scan import scan
-
-        block = np.ascontiguousarray(block)
-        origins, steps = self._decoding
-        products = np.empty((len(self._queries), len(block)), np.float32)
-        squares = np.empty(len(block), np.float32)
-        for i, query in enumerate(self._units):
-            scan(block, steps, origins, query, products[i], squares)
+        products, squares = self.scanned(block)
         lengths = np.sqrt(squares.astype(np.float64))
         if (odd := ~_usual(lengths)).any():
             lengths[odd] = _lengths(self._values(block[odd]))
         return products, lengths
+
+    def scanned(self, block: Any) -> tuple[Vectors, Vectors]:
+        """Return the products of all queries and rows, [Q, N], and the rows' squares, in one pass."""
+        from .kernels.scan import scan
+
+        rows = np.ascontiguousarray(block).view()
+        rows.flags.writeable = False  # as a memory-mapped file's: the kernel is compiled for one of the two
+        origins, steps = self._decoding
+        products = np.empty((len(self._queries), len(rows)), np.float32)
+        squares = np.empty(len(rows), np.float32)
+        for i, query in enumerate(self._units):
+            scan(rows, steps, origins, query, products[i], squares)
+        return products, squares
 
     def _bounds(self, i: int, products: Vectors, lengths: Scores) -> tuple[Scores, Scores]:
         """Return what the scores of query i are at least and at most, from products that are rounded."""
@@ -385,6 +391,13 @@ class Nearest:
         if len(new) > self._count:
             new = new[high[new] >= np.partition(low[new], -self._count)[-self._count]]
         return new
+
+
+def compile_scans() -> None:
+    """Compile the kernel of a search for each kind of rows, or load it from the cache."""
+    one, ranges = np.ones((1, 1), np.float32), np.array([[0], [1]], np.float32)
+    for precision in ("float32", "int8", "uint8"):
+        Nearest(one, 1, "cosine", (precision, ranges)).scanned(one.astype(precision))
 
 
 @cache
