@@ -13,13 +13,19 @@ from typing import Any
 
 import numpy as np
 from kernel_operands import (
+    INTEGERS,
     Sequences,
     aligned,
+    blocks_of,
     from_panels,
+    held_integers,
+    held_weights,
     operand,
     packed,
     parts_of,
     random,
+    rounded_operand,
+    run_complete,
     sequences,
     split,
     stored,
@@ -28,8 +34,11 @@ from kernel_operands import (
 )
 
 from qwen3np.kernels import attention, isa, kv_layout, matmul, norm_rope
+from qwen3np.kernels.compact import COLUMNS
+from qwen3np.kernels.integer import OUTLIER
+from qwen3np.kernels.isa import has_feature
 from qwen3np.kernels.jit import entry_point, inline
-from qwen3np.kernels.panels import Panels
+from qwen3np.kernels.panels import Panels, Rounded
 from qwen3np.kernels.team import COUNTERS, Worker
 from qwen3np.loading.checkpoint import widen
 from qwen3np.runtime.packed_batch import text_slots
@@ -44,6 +53,7 @@ if "avx512_bf16" in isa.available():
     KINDS["dot"] = "vdpbf16ps"
 KINDS |= {f"tiles {n}": "AMX bfloat16" for n in (1, 2, 3)}
 NOT_PAIRS = [kind for kind in KINDS if kind != "pairs"]  # a way to store weights alone
+KINDS |= {"words": "int16", "bytes": "int8"} if has_feature("avx2") else {}
 # Passes that parts need: for activations by weights, and for queries by keys (the smallest are left out).
 PASSES = {"tiles 2": (2, 3), "tiles 3": (3, 6)}
 NORM_EPS = np.float32(3e-3)
@@ -91,17 +101,17 @@ def alone():
 
 @entry_point
 def run_matmul(w, x, y):
-    matmul.matmul(w, x, y, Panels(0, len(x)), np.empty(MATMUL_SCRATCH, np.float32), alone())
+    matmul.matmul(w, x, y, Panels(0, len(y)), np.empty(MATMUL_SCRATCH, np.float32), alone())
 
 
 @entry_point
 def run_matmul_add(w, x, y):
-    matmul.matmul_add(w, x, y, Panels(0, len(x)), np.empty(MATMUL_SCRATCH, np.float32), alone())
+    matmul.matmul_add(w, x, y, Panels(0, len(y)), np.empty(MATMUL_SCRATCH, np.float32), alone())
 
 
 @entry_point
 def run_swiglu(w, x, y, scratch):
-    matmul.matmul_swiglu(w, x, y, len(x), scratch, alone())
+    matmul.matmul_swiglu(w, x, y, len(y), scratch, alone())
 
 
 @entry_point
@@ -129,22 +139,27 @@ def run_attention(q, tokens, keys, values, group, head_dim, out, scratch):
     attention.attention(q, Panels(0, len(q)), tokens, keys, values, group, head_dim, out, scratch, alone())
 
 
+def bytes_of(operand: Any) -> float:
+    """What a matmul reads of an operand: of integers, not the panels they were made from."""
+    return sum(array.nbytes for array in operand[1:]) if isinstance(operand, Rounded) else operand.nbytes
+
+
 def matmul_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 0) -> Case:
     """y = W x"""
     N, K = shape
     w_NK = to_bfloat16(random(seed, N, K))
     w = packed(w_NK, kind)
     x, x_TD = operand(random(tokens, tokens, K), kind)
-    y = allocate((len(x), pad(N, 32), 16), np.float32)
+    y = allocate((-(-tokens // 16), pad(N, 32), 16), np.float32)
 
     def check() -> None:
-        exact = x_TD.astype(np.float64) @ widen(w_NK, np.float64).T
+        exact = x_TD.astype(np.float64) @ held_weights(w_NK, kind).T
         bound = 16 * EPS * (np.abs(x_TD) @ np.abs(widen(w_NK)).T) + 1e-30
         assert (np.abs(from_panels(y, tokens)[:, :N] - exact) <= bound).all()
         assert not y[:, N:].any()  # padding stays zero
 
     products = N * K * tokens * PASSES.get(kind, (1, 1))[0]
-    return Case(lambda: run_matmul(w, x, y), check, products, w.nbytes + x.nbytes)
+    return Case(lambda: run_matmul(w, x, y), check, products, w.nbytes + bytes_of(x))
 
 
 def matmul_add_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 0) -> Case:
@@ -152,7 +167,7 @@ def matmul_add_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 
     N, K = shape
     w = packed(to_bfloat16(random(seed, N, K)), kind)
     x, _ = operand(random(tokens, tokens, K), kind)
-    y = allocate((len(x), pad(N, 32), 16), np.float32)
+    y = allocate((-(-tokens // 16), pad(N, 32), 16), np.float32)
     product = np.empty_like(y)
 
     def run() -> None:
@@ -172,11 +187,11 @@ def swiglu_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 0) -
     gate, up = to_bfloat16(random(2 * seed, F, D)), to_bfloat16(random(2 * seed + 1, F, D))
     w = packed(gate, kind, up)
     x, x_TD = operand(random(tokens, tokens, D), kind)
-    y = np.zeros((len(x), pad(F, 32), 16), np.float32)
+    y = np.zeros((-(-tokens // 16), pad(F, 32), 16), np.float32)
     scratch = allocate((MATMUL_SCRATCH,), np.float32)
 
     def check() -> None:
-        g, u = (x_TD.astype(np.float64) @ widen(m, np.float64).T for m in (gate, up))
+        g, u = (x_TD.astype(np.float64) @ held_weights(m, kind).T for m in (gate, up))
         size_g, size_u = (np.abs(x_TD) @ np.abs(widen(m)).T for m in (gate, up))
         exact = g / (1 + np.exp(-g)) * u
         bound = 32 * EPS * (size_g * (np.abs(u) + 1) + size_u * np.abs(g) + np.abs(exact))
@@ -184,7 +199,32 @@ def swiglu_case(shape: tuple[int, int], tokens: int, kind: str, seed: int = 0) -
         assert not y[:, F:].any()
 
     products = 2 * F * D * tokens * PASSES.get(kind, (1, 1))[0]
-    return Case(lambda: run_swiglu(w, x, y, scratch), check, products, w.nbytes + x.nbytes)
+    return Case(lambda: run_swiglu(w, x, y, scratch), check, products, w.nbytes + bytes_of(x))
+
+
+def complete_case(shape: tuple[int], tokens: int, kind: str, seed: int = 0) -> Case:
+    """Rounded to the nearest integer, per token and block; an outlier costs its neighbours nothing."""
+    [size] = shape
+    x_TD = random(tokens + seed, tokens, size)
+    x_TD[::3, ::150] *= 300
+    x_TD[1:2] = 0
+    x_TD[2:3, size // 2] = np.inf
+    operand = rounded_operand(to_panels(x_TD, pad(size, 32)), kind)
+
+    def check() -> None:
+        held = held_integers(operand, tokens)[:, :size]
+        blocks = blocks_of(x_TD)
+        step = np.abs(blocks).max(axis=2) / (32767 if kind == "words" else 127)
+        if kind == "bytes":  # with outliers, two parts
+            with np.errstate(invalid="ignore"):
+                mean = np.sqrt((blocks**2).sum(axis=2) / COLUMNS)
+                step = np.where(127 * step > 1.01 * OUTLIER * 2 * mean, step / 254, step)
+        finite = np.isfinite(step)
+        error = np.abs(blocks_of(held - x_TD)).max(axis=2)
+        assert (error[finite] <= 0.51 * step[finite] + 1e-30).all()
+        assert np.isnan(blocks_of(held).max(axis=2)[~finite]).all()
+
+    return Case(lambda: run_complete(operand), check, 0, bytes_of(operand))
 
 
 def rms_norm_case(shape: tuple[int], tokens: int, kind: str = "float32", seed: int = 0) -> Case:
@@ -372,6 +412,13 @@ KERNELS = {
         TOKENS,
         timed({"gate and up": (F, D)}),
         weights=True,
+    ),
+    "complete": Kernel(
+        complete_case,
+        [kind for kind in INTEGERS if kind in KINDS],
+        [(32,), (200,), (1024,)],
+        TOKENS,
+        {f"{D} x 256 tokens": ((D,), 256)},
     ),
     "rms_norm": Kernel(
         rms_norm_case,

@@ -13,12 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3np.kernels import kv_layout
-from qwen3np.kernels.panels import Tokens
+from qwen3np.kernels.compact import COLUMNS, FORMATS, MOST_LISTED
+from qwen3np.kernels.integer import complete, rounded_shapes
+from qwen3np.kernels.jit import entry_point
+from qwen3np.kernels.panels import Rounded, Tokens
+from qwen3np.kernels.team import COUNTERS, Worker
 from qwen3np.loading.checkpoint import widen
 from qwen3np.runtime.packed_batch import slot_count, text_segments, text_slots
-from qwen3np.runtime.packed_weights import allocate, as_uint32, pack_share, pad
+from qwen3np.runtime.packed_weights import allocate, as_uint32, encode_share, pack_share, pad
 from qwen3np.synth.checkpoints import to_bfloat16
 
+INTEGERS = {"words": np.int16, "bytes": np.int8}  # activations for 8-bit weights
 STALE = np.float32([-1e37])  # what may lie behind a text's last key: any finite number
 
 
@@ -62,8 +67,39 @@ def from_panels(panels_PD16, tokens):
     return panels_PD16.transpose(0, 2, 1).reshape(-1, panels_PD16.shape[1])[:tokens]
 
 
+def encoded(weights: str, bits_NK: Any, *more: Any) -> Any:
+    """In fewer bits, as packed_weights.pack does; with more matrices, 16 rows of each in turns."""
+    dtype, size = FORMATS[weights]
+    N, K = bits_NK.shape
+    matrices, listed = (bits_NK, *more), np.zeros(1, np.int64)
+    out = allocate((len(matrices) * pad(N, 32) // 16, -(-pad(K, 32) // COLUMNS), size), dtype)
+    for i, matrix in enumerate(matrices):
+        encode_share(as_uint32(matrix), True, out, i, len(matrices), listed, 0, 1)
+        assert listed[0] <= MOST_LISTED
+    return out
+
+
+def blocks_of(x: Any) -> Any:
+    """[N, K] -> [N, K/128, 128], zeros beyond."""
+    padded = np.zeros((len(x), pad(x.shape[1], COLUMNS)), x.dtype)
+    padded[:, : x.shape[1]] = x
+    return padded.reshape(len(x), -1, COLUMNS)
+
+
+def held_weights(w_NK: Any, kind: str) -> NDArray[np.float64]:
+    """The values that packed weights have."""
+    if kind not in INTEGERS:
+        return widen(w_NK, np.float64)
+    rows = blocks_of(widen(w_NK))
+    scales = np.abs(rows).max(axis=2, keepdims=True) / np.float32(127)
+    q = np.rint(np.divide(rows, scales, out=np.zeros_like(rows), where=scales > 0))
+    return (q.astype(np.float64) * scales).reshape(len(rows), -1)[:, : w_NK.shape[1]]
+
+
 def packed(w_NK, kind, *more):
     """As weights.py packs it; with more matrices of the same shape, 16 rows of each in turns."""
+    if kind in INTEGERS:
+        return encoded("int8", w_NK, *more)
     matrices, (N, K) = (w_NK, *more), w_NK.shape
     groups = len(matrices) * pad(N, 32) // 16
     if kind.startswith("tiles"):
@@ -84,6 +120,10 @@ def packed(w_NK, kind, *more):
 def operand(x_TD, kind):
     """As the kernels read it, and the float values it then holds."""
     parts, rows = parts_of(kind), pad(x_TD.shape[1], 32)
+    if kind in INTEGERS:
+        rounded = rounded_operand(to_panels(x_TD, rows), kind)
+        run_complete(rounded)
+        return rounded, held_integers(rounded, len(x_TD))[:, : x_TD.shape[1]]
     if not parts:
         return to_panels(x_TD, rows), x_TD
     bfloats = split(x_TD, parts)
@@ -91,6 +131,41 @@ def operand(x_TD, kind):
     laid = np.stack([p.reshape(len(p), rows // 2, 32) for p in pairs], axis=1)
     held = sum(map(widen, bfloats))
     return aligned(laid if kind.startswith("tiles") else laid[:, 0]), held
+
+
+def rounded_operand(panels: Any, kind: str) -> Rounded:
+    """An operand of integers, before it is rounded."""
+    shapes, dtypes = rounded_shapes(*panels.shape[:2], INTEGERS[kind])
+    operand = Rounded(*map(allocate, shapes, dtypes))
+    operand.wide[:] = panels
+    return operand
+
+
+def panels_of(operand: Any, first: int, last: int) -> Any:
+    """A copy of some panels of an operand."""
+    if isinstance(operand, Rounded):
+        return Rounded(*(array[first:last].copy() for array in operand))
+    return operand[first:last].copy()
+
+
+@entry_point
+def run_complete(operand):
+    complete(operand, len(operand.wide), Worker(np.zeros(COUNTERS, np.int64), 0, 1))
+
+
+def held_integers(operand: Rounded, tokens: int) -> NDArray[np.float64]:
+    """The values that an operand of integers has, scales times integers: [tokens, K']."""
+    P, rows, _ = operand.wide.shape
+    parts = operand.tokens.shape[2] // 2
+    per_word = 2 if parts == 1 else 4
+    q = operand.q.reshape(P, parts, rows // per_word, 16, per_word).transpose(1, 0, 2, 4, 3)
+    scales = operand.tokens.reshape(P, -1, parts, 2, 16)[:, :, :, 0].transpose(2, 0, 1, 3)
+    scales = np.repeat(scales, COLUMNS, axis=2)[:, :, :rows]
+    used = np.ones((parts, P, rows, 16))
+    if parts == 2:
+        used[1] = np.repeat(operand.outliers, COLUMNS, axis=1)[:, :rows, None]
+    values = q.reshape(parts, P, rows, 16).astype(np.float64) * scales
+    return from_panels(np.where(used, values, 0).sum(axis=0), tokens)
 
 
 def arrangement(

@@ -19,6 +19,8 @@ import architecture
 import ladder
 import many_cores
 import micro
+import mteb_time
+import ray_actors
 import report
 import server_pages
 from machine import describe
@@ -70,6 +72,9 @@ READING_ORDER = {
     "qwen3np/verify/embedding.py": "what is compared of an embedder: tokens, vectors, published scores",
     "qwen3np/verify/reranking.py": "what is compared of a reranker: prompt, scores, published scores",
     "qwen3np/verify/published.py": "what the published weights give",
+    "qwen3np/explain/numbers.py": "what the pictures of a text's way to its vector show",
+    "qwen3np/explain/pictures.py": "the pictures, as SVG",
+    "qwen3np/explain/page.py": "the page of them, each beside its code",
     "qwen3np/synth/checkpoints.py": "generated checkpoints, true in all but the values",
 }
 # Of the README's table; docs/speed.md has all.
@@ -151,7 +156,9 @@ def figures() -> dict[str, dict[str, str]]:
         "docs/accuracy.md": {"accuracy": accuracy()},
         "docs/speed.md": {"speed": speed()},
         "docs/server.md": server_pages.parts(),
+        "docs/mteb.md": mteb_time.parts(),
         "docs/performance.md": many_cores.figures(json.loads(many_cores.RESULTS.read_text())),
+        "docs/processes-and-machines.md": ray_actors.figures(),
         "kernels/README.md": {"ladder": ladder_table()},
     }
 

@@ -17,16 +17,17 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from qwen3np.kernels import amx as tiles
-from qwen3np.kernels import isa
-from qwen3np.kernels.simd import constant, i32, i64, llvm, v16, v16i, v32b
+from qwen3np.kernels import isa, micro_kernel
+from qwen3np.kernels.simd import broadcast, i32, i64, llvm, v16, v32b
 from qwen3np.runtime.cores import usable_cores
 
 CHAINS = 12  # independent sums: more than latency times units of any CPU here
 LOOPS = 2_000_000
 
 
-def _chains(step: Any) -> Any:
-    """A kernel of CHAINS sums in registers, LOOPS times: step(b, sum, operand) -> sum."""
+def _chains(step: Any, kind: Any = v16) -> Any:
+    """A kernel of CHAINS sums in registers of a kind, LOOPS times: step(b, sum, operand) -> sum."""
+    width = kind.count
 
     @intrinsic
     def chains(typingctx, loops):
@@ -34,18 +35,17 @@ def _chains(step: Any) -> Any:
             before, body, done = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
             # An operand that LLVM cannot know, or it would compute the sums itself.
             seed = b.bitcast(b.trunc(args[0], i32), ir.FloatType())
-            one = b.insert_element(ir.Constant(v16, ir.Undefined), seed, ir.Constant(i32, 0))
-            operand = b.shuffle_vector(one, one, ir.Constant(v16i, [0] * 16))
+            operand = broadcast(b, seed, width)
             b.branch(body)
             b.position_at_end(body)
             i = b.phi(i64)
-            sums = [b.phi(v16) for _ in range(CHAINS)]
+            sums = [b.phi(kind) for _ in range(CHAINS)]
             following = [step(b, s, operand) for s in sums]
             i.add_incoming(ir.Constant(i64, 0), before)
             i_next = b.add(i, ir.Constant(i64, 1))
             i.add_incoming(i_next, body)
             for s, f in zip(sums, following, strict=True):
-                s.add_incoming(constant(0.0), before)
+                s.add_incoming(ir.Constant(kind, [0.0] * width), before)
                 s.add_incoming(f, body)
             b.cbranch(b.icmp_signed("<", i_next, args[0]), body, done)
             b.position_at_end(done)
@@ -70,6 +70,21 @@ def _fma(b: Any, total: Any, x: Any) -> Any:
 def _dot(b: Any, total: Any, x: Any) -> Any:
     x = b.bitcast(x, v32b)
     return llvm(b, "llvm.x86.avx512bf16.dpbf16ps.512", total, x, x)
+
+
+def _integers(kind: str) -> Any:
+    """A step of integer products, as the micro-kernel's."""
+    add = micro_kernel.add_words if kind == "words" else micro_kernel.add_bytes
+    operand = micro_kernel.X_REGISTER[kind]
+
+    def step(b: Any, total: Any, x: Any) -> Any:
+        # By the sum itself: LLVM would move products of what does not change out of the loop.
+        sums = add(
+            b, b.bitcast(total, micro_kernel.integers), b.bitcast(total, operand), b.bitcast(x, operand)
+        )
+        return b.bitcast(sums, micro_kernel.vector)
+
+    return step
 
 
 @intrinsic
@@ -118,6 +133,12 @@ def measure(threads: int) -> dict[str, float]:
     figures = {"float32 GFLOP/s": best(lambda _: fma(LOOPS), LOOPS * CHAINS * 32)}
     if isa.has_feature("avx512bf16"):
         figures["vdpbf16ps GFLOP/s"] = best(lambda _: dot(LOOPS), LOOPS * CHAINS * 64)
+    vector = micro_kernel.vector
+    for kind, unit in (("words", "int16"), ("bytes", "int8")):
+        if isa.has_feature("avx2") if kind == "words" else micro_kernel.VNNI:
+            products = LOOPS * CHAINS * vector.count * micro_kernel.PER_STEP[kind]
+            chains = _chains(_integers(kind), vector)
+            figures[f"{unit} GFLOP/s"] = best(lambda _, run=chains: run(LOOPS), 2 * products)
     if isa.amx_granted():
         loops = LOOPS // 8
         figures["AMX bfloat16 GFLOP/s"] = best(lambda _: _tile_kernel(loops), loops * 4 * 16 * 16 * 32 * 2)

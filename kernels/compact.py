@@ -37,7 +37,20 @@ from numba.extending import intrinsic, overload
 
 from .jit import inline
 from .panels import ROWS, pairs_of_rounded, rounded, store_columns
-from .simd import broadcast, f32x16, i8, load, pointer, store, v16, v16i, v16s, vector_load
+from .simd import (
+    PREFETCH,
+    broadcast,
+    f32x16,
+    i8,
+    load,
+    pointer,
+    prefetch,
+    store,
+    v16,
+    v16i,
+    v16s,
+    vector_load,
+)
 
 COLUMNS = 128  # of a block: 8 KB of float32, a fourth of the first-level cache
 SCALES = 4 * ROWS  # bytes
@@ -58,6 +71,17 @@ def compact(array: Any) -> bool:
 
 def _int32(b: Any, value: int) -> Any:
     return ir.Constant(v16i, [value] * 16)
+
+
+@intrinsic
+def prefetch_behind(typingctx, w, index):
+    """Prefetch the bytes of W that are decoded some blocks later."""
+
+    def codegen(context, b, sig, args):
+        prefetch(b, pointer(context, b, sig.args[0], *args), PREFETCH)
+        return context.get_dummy_value()
+
+    return types.void(w, types.intp), codegen
 
 
 @intrinsic
@@ -117,6 +141,7 @@ def _decode(w, block, rows, at):
             first = block * w.shape[2]
             scales = load_scales(w, first)
             for k in range(COLUMNS):
+                prefetch_behind(w, first + k * ROWS)
                 row = load_int8(w, first + SCALES + k * ROWS) * scales
                 store(rows, at + k * ROWS, rounded(row))
 
@@ -128,6 +153,7 @@ def _decode(w, block, rows, at):
         base, listed = np.int64(entries[first]), np.int64(entries[first + 1])
         rest_at, codes_at = first + HEADER, first + HEADER + COLUMNS * ROWS
         for k in range(0, COLUMNS, 2):
+            prefetch_behind(w, first + k // 2 * 3 * ROWS)
             for odd in range(2):
                 row = load_lossless(w, rest_at + (k + odd) * ROWS, codes_at + k // 2 * ROWS, odd, base)
                 store(rows, at + (k + odd) * ROWS, row)

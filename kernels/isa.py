@@ -12,9 +12,10 @@ import numba
 from llvmlite import binding
 
 SIMD, AVX2, AVX512_BF16, AMX = "simd", "avx2", "avx512_bf16", "amx"
+INT16, INT8 = "int16", "int8"
 # AMX's path with its instructions emulated in float32: for tests on CPUs without them.
 AMX_SPELLED_OUT = "amx_spelled_out"
-PATHS = (SIMD, AVX2, AVX512_BF16, AMX, AMX_SPELLED_OUT)
+PATHS = (SIMD, AVX2, AVX512_BF16, AMX, AMX_SPELLED_OUT, INT16, INT8)
 
 # Registers and instructions are chosen when kernels are imported, and so is this process's limit.
 ONLY_AVX2 = os.environ.get("QWEN3NP_ISA") == AVX2
@@ -78,8 +79,10 @@ def others() -> list[str]:
 
 def _missing(path: str) -> str:
     """Say what this CPU or system lacks for a path, or ""."""
-    if path == AVX2 and not has_feature("avx2"):
+    if path in (AVX2, INT16, INT8) and not has_feature("avx2"):
         return "has no avx2"
+    if path in (INT16, INT8) and has_feature("avx512f") and not has_feature("avx512bw"):
+        return "has AVX-512, but no avx512bw"
     if path == AVX2 and has_feature("avx512f"):
         return "has AVX-512, and kernels were imported for that: set QWEN3NP_ISA before the process starts"
     if path == AVX512_BF16 and not has_feature("avx512bf16"):
@@ -101,12 +104,14 @@ def choose(matmul_precision: str, bfloat16: bool = True, reproducible: bool = Fa
     avx512_bf16  vdpbf16ps, for "medium" only, as it multiplies bfloat16 activations: twice the speed of
                  float32 on AMD Zen 4 and 5, but slower than float32 on the Intel CPUs that have it
     amx          bfloat16 tiles: an activation is one part for "medium", two for "high", three for "highest"
+    int16        vpmaddwd, for "low" only: 8-bit weights by activations of 16 bits
+    int8         vpdpbusd, for "low" only: the same by activations of 8 bits; emulated on CPUs without it
 
-    The last two are for bfloat16 checkpoints: others are computed by simd. ARM has simd alone: bfmmla
+    Those of bfloat16 are for bfloat16 checkpoints: others are computed by simd. ARM has simd alone: bfmmla
     (Neoverse V1, Apple M2 and later), which could do for "medium" what vdpbf16ps does, is for the future.
 
     Args:
-        matmul_precision: "highest", "high" or "medium".
+        matmul_precision: "highest", "high", "medium", or "low", whose weights are int8.
         bfloat16: the checkpoint's matrices are bfloat16.
         reproducible: choose a path whose bits are those of every CPU: simd or avx2.
 
@@ -123,6 +128,8 @@ def choose(matmul_precision: str, bfloat16: bool = True, reproducible: bool = Fa
         )
     if missing := _missing(asked):
         raise ValueError(f"QWEN3NP_ISA = {asked}: this CPU ({binding.get_host_cpu_name()}) {missing}")
+    if matmul_precision == "low" and (integers := _integers(asked)):
+        return integers
     if asked == AVX2:
         return AVX2
     if not bfloat16 or reproducible or asked == SIMD:
@@ -131,7 +138,19 @@ def choose(matmul_precision: str, bfloat16: bool = True, reproducible: bool = Fa
         return asked
     if not asked and amx_granted():
         return AMX
-    if matmul_precision != "medium":
+    if matmul_precision not in ("medium", "low"):
         return SIMD
     fast = has_feature("avx512bf16") and zen()
     return AVX512_BF16 if fast or asked == AVX512_BF16 else SIMD
+
+
+def _integers(asked: str) -> str:
+    """Choose the path that multiplies integers, or "": tiles of bfloat16 are faster than vectors of int8."""
+    if asked in (INT16, INT8):
+        return asked
+    if asked not in ("", AVX2) or (not asked and amx_granted()):
+        return ""
+    if _missing(INT16):
+        return ""
+    vnni = has_feature("avx512vnni" if has_feature("avx512f") else "avxvnni")
+    return INT8 if vnni and not asked else INT16

@@ -48,6 +48,11 @@ def inline(function: Callable[..., Any]) -> Any:
     return njit(nogil=True, error_model="numpy")(function)
 
 
+def always_inline(function: Callable[..., Any]) -> Any:
+    """Make the same, and have LLVM put it into each caller, whatever its size."""
+    return njit(nogil=True, error_model="numpy", forceinline=True)(function)
+
+
 def entry_point(function: Callable[..., Any] | None = None, *, fastmath: Any = False) -> Any:
     """Make a kernel that Python calls: its code is kept on disk, where a folder can be written.
 

@@ -3,7 +3,8 @@
     W   a matrix [N, K] of the checkpoint, packed once as w[N/16, K/2, 16, 2], bfloat16 bits (uint16): 16 rows
         side by side, in pairs along K, so that the micro-kernel reads one sequential stream; float32
         [N/16, K, 16] where the checkpoint is not bfloat16
-    x   an operand: float32 [P, K, 16], or for CPUs that multiply bfloat16, pairs [P, K/2, 32] (uint16)
+    x   an operand: float32 [P, K, 16], or for CPUs that multiply bfloat16, pairs [P, K/2, 32] (uint16), or
+        integers (integer.py)
     y   float32 panels [P, N, 16]
 
 N and K are padded to 32, with zeros. For AMX, w and x have other layouts: see amx.py.
@@ -24,10 +25,11 @@ from numba.extending import intrinsic, overload
 
 from .amx import TILE, Lhs, Rhs, Sums, configure, multiply_passing, release, rows_of_tiles
 from .compact import COLUMNS, compact, decode, decode_pairs, decode_tiles
+from .integer import integer_rows_times_panels
 from .isa import has_feature, zen
 from .jit import inline
 from .micro_kernel import kind_of, panels_at_once, product
-from .panels import ROWS, silu, store_rows
+from .panels import ROWS, rounded_operand, silu, store_rows
 from .simd import i64, load, pointer, store, v16, v16i, vector_load, vector_store
 from .team import share
 
@@ -36,7 +38,7 @@ from .team import share
 # of W are widened once for up to WIDEN_FOR panels: a fiftieth of their work. AMD has other ports for it,
 # and would lose 8 % to the traffic.
 WIDENS = has_feature("avx512f") and not zen()
-WIDEN_FROM, WIDEN_FOR = 3, 6
+WIDEN_FROM, WIDEN_FOR = 3, 16
 
 
 @intrinsic
@@ -77,8 +79,10 @@ def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
 
     It takes flat indexes of x and y, and scratch: room for 16 widened rows of W from wide_at on.
     """
+    if rounded_operand(x):
+        return stored_or_added(mode, integer_rows_times_panels(x))
     if compact(w):
-        return decoded_rows_times_panels(mode, x)
+        return stored_or_added(mode, decoded_rows_times_panels(x))
     multiply = panel_by_panel(mode, kind_of(w, x))
 
     @inline
@@ -103,11 +107,10 @@ def rows_times_panels(mode: str, w: Any, x: Any, widens: bool = WIDENS) -> Any:
     return widened
 
 
-def decoded_rows_times_panels(mode: str, x: Any) -> Any:
+def decoded_rows_times_panels(x: Any) -> Any:
     """Make the same for weights in fewer bits: block by block, decoded into scratch, then multiplied.
 
-    The sums are those of the micro-kernel, whose blocks are as long: the first begins them, the others go
-    on. Where y is added to, they are formed in scratch, from 0 on.
+    The sums are those of the micro-kernel, whose blocks are as long: the first begins them, the others go on.
     """
     dot = x.dtype != types.float32
     kind, decoded = ("dot", decode_pairs) if dot else ("float32", decode)
@@ -128,6 +131,11 @@ def decoded_rows_times_panels(mode: str, x: Any) -> Any:
             else:
                 go_on(panels, wide, at, w_step, x, x_b, x_step, y, y_at, y_step, steps)
 
+    return sums
+
+
+def stored_or_added(mode: str, sums: Any) -> Any:
+    """Make a function that stores what `sums` computes to y, or has it formed in scratch and adds it."""
     if mode == "store":
         return sums
 
@@ -185,7 +193,18 @@ def scratch_size(panels: int, K: int) -> int:
 
 def in_tiles(x: Any) -> bool:
     """Tell whether an operand's Numba type is one for tiles."""
-    return x.ndim == 4
+    return not rounded_operand(x) and x.ndim == 4
+
+
+def panel_step(x):
+    """The flat index of an operand's second panel; integers are indexed by panel."""
+
+
+@overload(panel_step, jit_options={"nogil": True})
+def _panel_step(x):
+    if rounded_operand(x):
+        return lambda x: 1
+    return lambda x: x.shape[1] * x.shape[2]
 
 
 def groups_of_32(w: Any) -> Any:
@@ -223,7 +242,7 @@ def macro_kernel(mode: str, w: Any, x: Any) -> Any:
 
     def product(w, x, y, panels, scratch, me):
         first, last = share(w.shape[0], me.thread, me.num_threads)
-        x_step, y_step = x.shape[1] * x.shape[2], y.shape[1] * 16
+        x_step, y_step = panel_step(x), y.shape[1] * 16
         p = 0
         while p < panels.count:
             take = together(panels.count - p)
@@ -294,7 +313,7 @@ def _matmul_swiglu(w, x, y, count, scratch, me):
 
     def swiglu(w, x, y, count, scratch, me):
         first, last = share(w.shape[0] // 2, me.thread, me.num_threads)
-        x_step, s_step = x.shape[1] * x.shape[2], 2 * ROWS * 16
+        x_step, s_step = panel_step(x), 2 * ROWS * 16
         p = 0
         while p < count:
             take = together(count - p)

@@ -8,6 +8,8 @@ product of a column of W and a row of every panel: rows + panels loads for rows 
     float32     float32           float32           float32 multiply-adds
     pairs       bfloat16 pairs    float32           the same, W widened on the way
     dot         bfloat16 pairs    bfloat16 pairs    vdpbf16ps
+    words       int16 pairs       int16 pairs       vpmaddwd and an addition; integers, scaled at the end
+    bytes       uint8 quads       int8 quads        vpdpbusd; the same
 
     mode        y at the end
     store       the sum
@@ -31,14 +33,26 @@ from numba.extending import intrinsic, models, register_model
 from .isa import has_feature
 from .jit import inline
 from .panels import ROWS
-from .simd import broadcast, f32, i8, i32, i64, llvm, pointer, v32b, vector_load, vector_store
+from .simd import (
+    PREFETCH,
+    broadcast,
+    f32,
+    i8,
+    i32,
+    i64,
+    llvm,
+    pointer,
+    prefetch,
+    v32b,
+    vector_load,
+    vector_store,
+)
 
-# Bytes ahead: at 16 tokens the weights come from memory at 13 GB/s per core with this, and at 6 without.
-PREFETCH = 8192
 # Products that are summed before their sum joins the total (blocked summation): one sum over K = 3072 would
 # more than double the error of the final vector (5e-7 against 2e-7).
 SUM_BLOCK = 128
 REGISTER = 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 4  # float32: AVX-512, AVX2, NEON
+VNNI = has_feature("avx512vnni") if REGISTER == 16 else has_feature("avxvnni")
 # Panels of a register block -> its rows of W: what fits into the registers.
 #   AVX-512, 32 registers: 8 x 3 sums, 6 of x (two halves of pairs), a mask, a weight
 #   AVX2, 16 registers: 6 x 2 sums (a panel is two registers), 2 of x, a mask, a weight
@@ -47,7 +61,16 @@ REGISTER = 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 4  # 
 BLOCK_ROWS = {1: 16, 2: 8, 3: 8} if has_feature("avx512f") else {1: 6}
 MAX_PANELS = max(BLOCK_ROWS)
 
-vector = ir.VectorType(f32, REGISTER)
+vector, integers = (ir.VectorType(element, REGISTER) for element in (f32, i32))
+# Elements of a row of W, and of a token, that one step multiplies, and a register of x: those of its tokens.
+PER_STEP = {"float32": 1, "pairs": 2, "dot": 2, "words": 2, "bytes": 4}
+X_REGISTER = {
+    "float32": vector,
+    "pairs": vector,
+    "dot": v32b,
+    "words": ir.VectorType(ir.IntType(16), 2 * REGISTER),
+    "bytes": ir.VectorType(i8, 4 * REGISTER),
+}
 
 
 class RegisterType(types.Type):
@@ -69,8 +92,10 @@ class RegisterBlock(NamedTuple):
 
     zero: Any  # () -> sums
     load: Any  # (y, y_at, y_step) -> sums
+    same_rows: Any  # (x, x_at, x_step) -> sums: of every row those
     add_products: Any  # (sums, w, w_at, x, x_at, x_step) -> sums, with those of one step of k
     add: Any  # (sums, sums) -> sums
+    add_scaled: Any  # (sums, integer sums, w_scales, at, x_scales, at, step) -> sums
     store: Any  # (sums, y, y_at, y_step)
 
 
@@ -80,11 +105,15 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
     columns = [(p, i) for p in range(panels) for i in range(0, 16, REGISTER)]
     count = rows * len(columns)
     block = types.UniTuple(register, count)
+    per_step, x_register = PER_STEP[kind], X_REGISTER[kind]
+    per_lane = 1 if x_register == vector else per_step
 
-    def addresses(context, b, array_type, array, at, step):
+    def addresses(context, b, array_type, array, at, step, per_lane=1):
         """The addresses of the columns, in panels that are `step` apart."""
         base = pointer(context, b, array_type, array, at)
-        offsets = (b.add(b.mul(step, ir.Constant(i64, p)), ir.Constant(i64, i)) for p, i in columns)
+        offsets = (
+            b.add(b.mul(step, ir.Constant(i64, p)), ir.Constant(i64, i * per_lane)) for p, i in columns
+        )
         return [b.gep(base, [offset]) for offset in offsets]
 
     def rows_of(b, starts):
@@ -102,6 +131,14 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
             return context.make_tuple(b, block, [vector_load(b, place, vector) for place in places])
 
         return block(y, types.intp, types.intp), codegen
+
+    @intrinsic
+    def same_rows(typingctx, x, x_at, x_step):
+        def codegen(context, b, sig, args):
+            row = [vector_load(b, place, vector) for place in addresses(context, b, sig.args[0], *args)]
+            return context.make_tuple(b, block, row * rows)
+
+        return block(x, types.intp, types.intp), codegen
 
     @intrinsic
     def store(typingctx, sums, y, y_at, y_step):
@@ -123,13 +160,32 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
         return block(block, block), codegen
 
     @intrinsic
+    def add_scaled(typingctx, total, sums, w_scales, w_at, x_scales, x_at, x_step):
+        def codegen(context, b, sig, args):
+            total, sums = (cgutils.unpack_tuple(b, a, count) for a in args[:2])
+            w = b.bitcast(pointer(context, b, sig.args[2], *args[2:4]), f32.as_pointer())
+            x_places = addresses(context, b, sig.args[4], *args[4:])
+            x = [vector_load(b, place, vector) for place in x_places]
+            for r in range(rows):
+                w_scale = broadcast(b, b.load(b.gep(w, [ir.Constant(i64, r)]), align=4), REGISTER)
+                for i, x_scale in enumerate(x, r * len(columns)):
+                    units = b.sitofp(b.bitcast(sums[i], integers), vector)
+                    scale = b.fmul(w_scale, x_scale)
+                    total[i] = llvm(b, f"llvm.fma.v{REGISTER}f32", units, scale, total[i])
+            return context.make_tuple(b, block, total)
+
+        arguments = block, block, w_scales, types.intp, x_scales, types.intp, types.intp
+        return block(*arguments), codegen
+
+    @intrinsic
     def add_products(typingctx, sums, w, w_at, x, x_at, x_step):
         def codegen(context, b, sig, args):
             sums, w, w_at, x, x_at, x_step = args
             sums = cgutils.unpack_tuple(b, sums, count)
             w = pointer(context, b, sig.args[1], w, w_at)
-            x = addresses(context, b, sig.args[3], x, x_at, x_step)
-            prefetch(b, w, PREFETCH)
+            x = addresses(context, b, sig.args[3], x, x_at, x_step, per_lane)
+            if kind not in ("words", "bytes"):  # those are in the first-level cache already
+                prefetch(b, w, PREFETCH)
             upper = opaque_mask(b, 0xFFFF0000) if kind == "pairs" else None
             order = [(r, half) for r in range(rows) for half in range(2 if kind == "pairs" else 1)]
             if REGISTER < 16:  # few registers: x of one half of the pairs is in them at a time
@@ -139,7 +195,7 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
             for r, half in order:
                 if half not in x_rows:
                     places = [b.gep(column, [ir.Constant(i64, 16 * half)]) for column in x]
-                    x_rows[half] = [vector_load(b, p, v32b if kind == "dot" else vector) for p in places]
+                    x_rows[half] = [vector_load(b, p, x_register) for p in places]
                 if REGISTER == 4:
                     all_lanes = ir.Constant(ir.VectorType(i32, 4), [r % 4] * 4)
                     weight = b.shuffle_vector(four(r // 4 * 4, half), four(r // 4 * 4, half), all_lanes)
@@ -158,14 +214,14 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
         to all lanes for each weight it would take 2, and on many CPUs spill. Behind the block's last row
         are others of the 16.
         """
-        place = b.gep(w, [ir.Constant(i64, r * (1 if kind == "float32" else 2))])
+        place = b.gep(w, [ir.Constant(i64, r * per_step)])
         words = vector_load(b, place, ir.VectorType(i32, 4))
         if kind == "pairs":
             words = b.and_(words, upper) if half else b.shl(words, ir.Constant(words.type, [16] * 4))
         return b.bitcast(words, vector)
 
     def one_weight(b, w, r, half, upper):
-        """The weight of row r, or its pair, in all lanes.
+        """The weight of row r, or its pair or four, in all lanes.
 
         A bfloat16 is the upper half of a float32: load the four bytes in which it is the upper half, and
         clear the lower. For the first weight in memory they begin two bytes in front of it (GUARD_BYTES
@@ -180,18 +236,41 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
 
         if kind == "float32":
             return loaded(r, f32, 4)
-        if kind == "dot":
-            return b.bitcast(loaded(2 * r, i32, 2), v32b)
+        if kind != "pairs":
+            return loaded(per_step * r, i32, 2)
         if half == 0 and panels == 1 and REGISTER == 16:
             return b.bitcast(b.shl(loaded(2 * r, i32, 2), ir.Constant(upper.type, [16] * REGISTER)), vector)
         return b.bitcast(b.and_(loaded(2 * r + half - 1, i32, 2), upper), vector)
 
     def multiply_add(b, weight, x, total):
         if kind == "dot":
-            return llvm(b, "llvm.x86.avx512bf16.dpbf16ps.512", total, x, weight)
+            return llvm(b, "llvm.x86.avx512bf16.dpbf16ps.512", total, x, b.bitcast(weight, x_register))
+        if x_register != vector:
+            add = add_words if kind == "words" else add_bytes
+            added = add(b, b.bitcast(total, integers), b.bitcast(weight, x_register), x)
+            return b.bitcast(added, vector)
         return llvm(b, f"llvm.fma.v{REGISTER}f32", weight, x, total)
 
-    return RegisterBlock(zero, load, add_products, add, store)
+    return RegisterBlock(zero, load, same_rows, add_products, add, add_scaled, store)
+
+
+def add_words(b: Any, total: Any, weight: Any, x: Any) -> Any:
+    """Add the products of int16 pairs to int32 sums; LLVM makes one instruction of it where there is VNNI."""
+    name = "avx512.pmaddw.d.512" if REGISTER == 16 else "avx2.pmadd.wd"
+    return b.add(total, llvm(b, f"llvm.x86.{name}", weight, x, result=integers))
+
+
+def add_bytes(b: Any, total: Any, weight: Any, x: Any) -> Any:
+    """Add the products of four uint8 weights and four int8 activations to int32 sums."""
+    if VNNI:
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * REGISTER}"
+        return llvm(b, name, total, b.bitcast(weight, integers), b.bitcast(x, integers))
+    wide = ir.VectorType(i32, 4 * REGISTER)
+    products = b.mul(b.zext(weight, wide), b.sext(x, wide))
+    for i in range(4):
+        lanes = ir.Constant(integers, [4 * lane + i for lane in range(REGISTER)])
+        total = b.add(total, b.shuffle_vector(products, products, lanes))
+    return total
 
 
 def opaque_mask(b: Any, bits: int) -> Any:
@@ -210,14 +289,6 @@ def opaque_mask(b: Any, bits: int) -> Any:
     return b.load(b.module.globals[name], align=64)
 
 
-def prefetch(b: Any, address: Any, distance: int) -> None:
-    """Prefetch the cache line `distance` bytes ahead; past the end of an array it is not a fault."""
-    ahead = b.gep(b.bitcast(address, i8.as_pointer()), [ir.Constant(i64, distance)])
-    hint = ir.FunctionType(ir.VoidType(), [ahead.type, i32, i32, i32])
-    read_to_l1 = [ir.Constant(i32, n) for n in (0, 3, 1)]
-    b.call(cgutils.get_or_insert_function(b.module, hint, "llvm.prefetch.p0"), [ahead, *read_to_l1])
-
-
 @cache
 def micro_kernel(rows: int, panels: int, mode: str, kind: str, sum_block: int) -> Any:
     """Make the micro-kernel of one shape: `rows` rows of W times `panels` panels.
@@ -232,7 +303,8 @@ def micro_kernel(rows: int, panels: int, mode: str, kind: str, sum_block: int) -
     The function takes arrays, flat indexes into them, and steps: w_step elements of W from one k to the next,
     x_step and y_step from panel to panel; `steps` is the number of k, or of pairs of k.
     """
-    zero, load, add_products, add, store = register_block(rows, panels, kind)
+    block = register_block(rows, panels, kind)
+    zero, load, add_products, add, store = block.zero, block.load, block.add_products, block.add, block.store
     x_width = 16 if kind == "float32" else 32  # elements of a panel of x that one step consumes
     block_steps = sum_block if kind == "float32" else sum_block // 2
 

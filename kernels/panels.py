@@ -2,11 +2,12 @@
 
 Token t is lane t % 16 of panel t // 16.
 
-An operand is what a matmul reads, in one of three forms:
+An operand is what a matmul reads, in one of four forms:
 
     float32     [P, D, 16]              the panels themselves
     pairs       [P, D/2, 32]            bfloat16 (uint16): elements 2l, 2l + 1 are rows 2d, 2d + 1 of lane l
     parts       [P, parts, D/2, 32]     for AMX: pairs, whose sum over the parts is the float32 value
+    Rounded                             float32, and the integers that it is rounded to (integer.py)
 """
 
 from __future__ import annotations
@@ -59,6 +60,20 @@ class Tokens(NamedTuple):
     slots: NDArray[Any]  # [P, 16] of each lane's key and value; float32, to compare with lanes: exact to 2^24
     starts: NDArray[Any]  # [P + 1]: panel p has segments[starts[p] : starts[p + 1]], one per sequence in it
     segments: NDArray[Any]  # [n, 4]: slot of the sequence's first key, of its last + 1; first lane, last + 1
+
+
+class Rounded(NamedTuple):
+    """An operand of integers, beside the float32 panels that they are made from."""
+
+    wide: NDArray[np.float32]  # [P, K', 16]
+    q: NDArray[Any]  # int16 or int8, see integer.py
+    tokens: NDArray[np.float32]  # [P, K'/128, 2 * parts, 16]: a part's scale, and what its sums begin with
+    outliers: NDArray[np.uint8]  # [P, K'/128]: whether a block has a second part
+
+
+def rounded_operand(operand: Any) -> bool:
+    """Tell whether an operand's Numba type is Rounded."""
+    return isinstance(operand, types.NamedTuple) and operand.instance_class is Rounded
 
 
 @inline
@@ -130,6 +145,9 @@ def store_rows(operand, panel, row, even, odd):
 
 @overload(store_rows, jit_options={"nogil": True})
 def _store_rows(operand, panel, row, even, odd):
+    if rounded_operand(operand):
+        return lambda operand, panel, row, even, odd: store_rows(operand.wide, panel, row, even, odd)
+
     if operand.dtype == types.float32:
 
         def write(operand, panel, row, even, odd):
@@ -157,6 +175,11 @@ def store_lanes(operand, panel, row, even, odd, mine):
 
 @overload(store_lanes, jit_options={"nogil": True})
 def _store_lanes(operand, panel, row, even, odd, mine):
+    if rounded_operand(operand):
+        return lambda operand, panel, row, even, odd, mine: store_lanes(
+            operand.wide, panel, row, even, odd, mine
+        )
+
     if operand.dtype == types.float32:
 
         def write(operand, panel, row, even, odd, mine):

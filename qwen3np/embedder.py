@@ -64,7 +64,8 @@ class Embedder(DropIn, PickledByArguments):
         escape_special_tokens: Treat "<|endoftext|>" and its like in a text or prompt as plain text.
         backend: "auto", the fastest this machine can run; "numba", the kernels; or "numpy", the reference.
         matmul_precision: "high" is float32 within 5e-6 of float64. "medium" rounds activations to bfloat16
-            where the CPU multiplies those faster. "highest" is float32 always.
+            where the CPU multiplies those faster. "highest" is float32 always. "low" rounds weights to int8
+            and activations to 8 or 16 bits, the fastest without AMX.
         num_threads: Threads of the kernels. Default: one per core that this process may use.
         reproducible: Compute the same bits on every CPU: float32 sums in one fixed order, and only arithmetic
             that IEEE 754 defines. Otherwise a CPU uses its fastest instructions (see matmul_precision).

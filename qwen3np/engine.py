@@ -20,6 +20,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from .kernels.attention import attention as attend
+from .kernels.integer import complete
 from .kernels.jit import entry_point, inline
 from .kernels.kv_layout import copy_slots, store_keys_values
 from .kernels.matmul import matmul, matmul_add, matmul_swiglu
@@ -63,11 +64,11 @@ class Work(NamedTuple):
     pooled_x: NDArray[Any]  # [P of the pooled tokens, D', 16]
     keys: NDArray[Any]  # of one layer; keys and values as kernels/kv_layout.py says
     values: NDArray[Any]
-    h: NDArray[Any]  # operand of D' rows, one block
+    h: Any  # operand of D' rows, one block
     q: NDArray[Any]  # [block, N*H', 16]
     kv: NDArray[Any]  # [block, 2*K*H', 16]
-    attn_out: NDArray[Any]  # operand of N*H' rows, one block
-    act: NDArray[Any]  # operand of F' rows, one block
+    attn_out: Any  # operand of N*H' rows, one block
+    act: Any  # operand of F' rows, one block
     scratch: NDArray[Any]  # [threads, ...] float32
 
 
@@ -102,7 +103,7 @@ def keys_values(x, panels, tokens, layer, w, work, dims, me):
     """h = rms_norm(x), and the keys and values of these tokens, in this layer."""
     scratch, here = work.scratch[me.thread], Panels(0, panels.count)
     rms_norm(x, panels, w.input_layernorm[layer], dims.eps, work.h, me)
-    wait(me)
+    complete(work.h, panels.count, me)
     matmul(w.kv_proj[layer], work.h, work.kv, here, scratch, me)
     wait(me)
     store_keys_values(work.kv, panels, tokens, w.k_norm[layer], dims.eps, work.keys, work.values, me)
@@ -118,7 +119,7 @@ def attention(x, panels, tokens, layer, w, work, dims, me):
     wait(me)
     keys, values, group, head_dim = work.keys, work.values, dims.group, dims.head_dim
     attend(work.q, panels, tokens, keys, values, group, head_dim, work.attn_out, scratch, me)
-    wait(me)
+    complete(work.attn_out, panels.count, me)
     matmul_add(w.o_proj[layer], work.attn_out, x, panels, scratch, me)
     wait(me)
 
@@ -128,7 +129,7 @@ def mlp(x, panels, layer, w, work, me):
     """x += down_proj(silu(gate_proj(h)) * up_proj(h))."""
     scratch = work.scratch[me.thread]
     matmul_swiglu(w.gate_up_proj[layer], work.h, work.act, panels.count, scratch, me)
-    wait(me)
+    complete(work.act, panels.count, me)
     matmul_add(w.down_proj[layer], work.act, x, panels, scratch, me)
     wait(me)
 
@@ -138,7 +139,7 @@ def block(x, panels, tokens, layer, w, work, dims, me):
     """The rest of reference.block, once h, keys and values of these tokens exist."""
     attention(x, panels, tokens, layer, w, work, dims, me)
     rms_norm(x, panels, w.post_attention_layernorm[layer], dims.eps, work.h, me)
-    wait(me)
+    complete(work.h, panels.count, me)
     mlp(x, panels, layer, w, work, me)
 
 
@@ -155,7 +156,7 @@ def block_size(panels, most):
 @inline
 def all_tokens(x, tokens, layer, keys_only, w, work, dims, me):
     """Compute one layer for the whole batch, or its keys and values alone. False if asked to stop."""
-    first, size = 0, block_size(x.shape[0], work.h.shape[0])
+    first, size = 0, block_size(x.shape[0], work.kv.shape[0])
     while first < x.shape[0]:
         if stopping(me.team):
             return False
@@ -172,13 +173,13 @@ def all_tokens(x, tokens, layer, keys_only, w, work, dims, me):
 @inline
 def pooled_tokens(x, tokens, layer, w, work, dims, me):
     """Compute the last layer for the pooled tokens alone. False if asked to stop."""
-    first, size = 0, block_size(x.shape[0], work.h.shape[0])
+    first, size = 0, block_size(x.shape[0], work.kv.shape[0])
     while first < x.shape[0]:
         if stopping(me.team):
             return False
         panels = Panels(first, min(size, x.shape[0] - first))
         rms_norm(x, panels, w.input_layernorm[layer], dims.eps, work.h, me)
-        wait(me)
+        complete(work.h, panels.count, me)
         block(x, panels, tokens, layer, w, work, dims, me)
         first += panels.count
     return True
@@ -259,7 +260,7 @@ def stage(layer, w, dims, batch, work, attn_x, mlp_x, team, thread, num_threads)
     if layer == w.input_layernorm.shape[0]:
         rms_norm(x, Panels(0, x.shape[0]), w.norm, dims.eps, x, me)
         return
-    first, size = 0, block_size(x.shape[0], work.h.shape[0])
+    first, size = 0, block_size(x.shape[0], work.kv.shape[0])
     while first < x.shape[0]:
         if stopping(team):
             return
@@ -270,7 +271,7 @@ def stage(layer, w, dims, batch, work, attn_x, mlp_x, team, thread, num_threads)
         x[first + mine : first + end] += attn_x[first + mine : first + end]
         wait(me)
         rms_norm(x, panels, w.post_attention_layernorm[layer], dims.eps, work.h, me)
-        wait(me)
+        complete(work.h, panels.count, me)
         mlp(mlp_x, panels, layer, w, work, me)
         x[first + mine : first + end] += mlp_x[first + mine : first + end]
         wait(me)

@@ -20,7 +20,7 @@ import pytest
 from qwen3np import Embedder
 from qwen3np.cli import main
 from qwen3np.kernels import isa
-from qwen3np.runtime.numba_backend import PRECISIONS
+from qwen3np.runtime.numba_backend import FLOATING
 from qwen3np.synth.checkpoints import LIKE, synthesize
 
 # A shell's background job ignores SIGINT, and so would the programs that tests interrupt.
@@ -30,7 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ALL_KERNELS = [
     (isa.AVX2 if isa.ONLY_AVX2 else isa.SIMD, "highest"),
     (isa.AVX512_BF16, "medium"),
-    *((path, precision) for path in (isa.AMX, isa.AMX_SPELLED_OUT) for precision in PRECISIONS),
+    *((path, precision) for path in (isa.AMX, isa.AMX_SPELLED_OUT) for precision in FLOATING),
 ]
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from qwen3np import Embedder
 from qwen3np.files import atomic, record, run, saved, work
 from qwen3np.files.run import Job, embed_file, save
+from qwen3np.files.sources import find
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir", "os.truncate")
 ROWS = [{"text": f"text {n}", "id": f"i{n}"} for n in range(6)]
@@ -102,7 +103,7 @@ class Scene:
                 raise KeyboardInterrupt
 
         job = Job(
-            self.folder / source,
+            find([self.folder / source], self.output),
             self.output,
             on_error="skip",
             resume="--resume" in options,

@@ -19,7 +19,7 @@ LAYERS = [
     ["search"],
     ["embedder", "reranker"],
     ["synth"],
-    ["files", "verify", "server"],
+    ["files", "verify", "server", "explain", "integrations"],
     ["cli"],
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}

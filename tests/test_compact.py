@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tolerances
 from kernel_cases import KINDS, MATMUL_SCRATCH, run_matmul, run_matmul_add, run_swiglu
-from kernel_operands import operand, packed, random
+from kernel_operands import INTEGERS, encoded, operand, packed, random
 from safetensors.numpy import load_file, save_file
 
 from qwen3np import CheckpointError, Embedder, Reranker
@@ -21,7 +21,7 @@ from qwen3np.kernels import isa
 from qwen3np.kernels.compact import COLUMNS, FORMATS, MOST_LISTED
 from qwen3np.loading.checkpoint import Checkpoint, safetensors_header, widen
 from qwen3np.runtime import memory
-from qwen3np.runtime.packed_weights import allocate, as_uint32, encode_share, pack, pad
+from qwen3np.runtime.packed_weights import allocate, pack, pad
 from qwen3np.runtime.threads import Pool
 from qwen3np.synth.checkpoints import synthesize, to_bfloat16
 
@@ -31,7 +31,7 @@ TOKENS = [1, 17, 40, 130]
 DEFAULT = "tiles 2" if "amx" in isa.available() else "pairs"
 WAYS = [
     pytest.param(kind, marks=[] if kind == DEFAULT else [pytest.mark.slow])
-    for kind in ("pairs", *(kind for kind in KINDS if kind not in ("pairs", "float32")))
+    for kind in ("pairs", *(kind for kind in KINDS if kind not in ("pairs", "float32", *INTEGERS)))
 ]
 # Each compiles the engine for half a minute.
 MODELS = [pytest.param("lossless", marks=[pytest.mark.slow]), "int8"]
@@ -48,18 +48,6 @@ def rounded_to_int8(w_NK: np.ndarray) -> np.ndarray:
         q = np.where(scales > 0, np.rint(rows / scales), np.float32(0)).astype(np.float32)
     bits = (q * scales).view(np.uint32) + np.uint32(0x8000)  # to the nearest bfloat16
     return (bits >> np.uint32(16)).astype(np.uint16).reshape(N, -1)[:, :K]
-
-
-def encoded(weights: str, bits_NK: np.ndarray, *more: np.ndarray) -> np.ndarray:
-    """As packed_weights.pack does; with another matrix, 16 rows of each in turns."""
-    dtype, size = FORMATS[weights]
-    N, K = bits_NK.shape
-    matrices, listed = (bits_NK, *more), np.zeros(1, np.int64)
-    out = allocate((len(matrices) * pad(N, 32) // 16, -(-pad(K, 32) // COLUMNS), size), dtype)
-    for i, matrix in enumerate(matrices):
-        encode_share(as_uint32(matrix), True, out, i, len(matrices), listed, 0, 1)
-        assert listed[0] <= MOST_LISTED
-    return out
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -130,6 +118,38 @@ def test_a_model_has_the_bits_of_its_decoded_weights(weights, tiny, tmp_path):
     stored = Embedder(tiny).encode(TEXTS)
     assert (vectors != stored).any() == (weights == "int8")
     assert np.einsum("ij,ij->i", vectors, stored).min() > 0.999
+
+
+# ---- products of integers
+
+# A path of "low" other than this CPU's is emulated, and slow: each compiles the engine for half a minute.
+LOW = [
+    pytest.param(path, marks=[] if path == isa.choose("low") else [pytest.mark.slow])
+    for path in (isa.INT16, isa.INT8)
+    if path in isa.available()
+]
+
+
+@pytest.mark.parametrize("path", LOW)
+def test_low_is_near_its_int8_weights_and_independent_of_the_batch(path, run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("QWEN3NP_ISA", path)
+    model = Embedder(tiny, matmul_precision="low")
+    assert (model.backend.isa, model.backend.weights, model.backend.arithmetic) == (path, "int8", "low")
+    vectors = model.encode(TEXTS)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        assert (model.encode(text) == vector).all()
+    file = Embedder(converted(tiny, tmp_path / "int8", run), matmul_precision="low")
+    assert (file.encode(TEXTS) == vectors).all()
+    exact = Embedder(file.checkpoint.folder, backend="numpy").encode(TEXTS)
+    # Of 16 bits, nothing is left but that the reference rounds decoded weights to bfloat16.
+    assert 1 - np.einsum("ij,ij->i", vectors, exact).min() < (1e-4 if path == isa.INT16 else 2e-3)
+
+
+def test_low_refuses_what_it_cannot_multiply(tiny):
+    with pytest.raises(ValueError, match=r'"low" multiplies int8 weights, and weights = "lossless"'):
+        Embedder(tiny, matmul_precision="low", weights="lossless")
+    with pytest.raises(ValueError, match="'low' and reproducible=True contradict each other"):
+        Embedder(tiny, matmul_precision="low", reproducible=True)
 
 
 @pytest.mark.slow

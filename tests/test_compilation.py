@@ -49,8 +49,8 @@ def test_two_processes_fill_one_cold_cache(tiny, tmp_path):
 EVERYTHING = """
 import sys
 from qwen3np import Embedder
-from qwen3np.runtime.numba_backend import PRECISIONS
-for precision in PRECISIONS:
+from qwen3np.runtime.numba_backend import FLOATING
+for precision in FLOATING:
     list(Embedder(sys.argv[1], matmul_precision=precision).backend.stages([[1, 2]]))
 print("no message")
 """

@@ -202,14 +202,15 @@ def test_the_report_of_duplicates(run, saved):
 
 @pytest.mark.exports
 def test_every_command_of_the_page_runs(run, tiny, model, tmp_path, monkeypatch):
-    """In its order, in a folder with the files that it names."""
+    """From "Files that grow" on, in its order, after the first that writes articles.parquet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("qwen3np.cli.options.EMBEDDER", str(tiny))
-    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     rows = (json.dumps({"url": f"u{n}", "body": text}) + "\n" for n, text in enumerate(TEXTS))
     (tmp_path / "articles.jsonl").write_text("".join(rows))
-    blocks = re.findall(r"```\n(qwen3np .*?)```", PAGE, re.S)
-    commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    before, _, after = PAGE.partition("## Files that grow")
+    lines = re.findall("^qwen3np embed .* --output articles.parquet .*", before, re.M)[:1]
+    lines += re.findall("^qwen3np .*", after, re.M)
+    commands = [*map(shlex.split, lines)]
     assert {command[1] for command in commands} == {"embed", "search", "export", "duplicates"}
     for command in commands:
         chosen = ["--model", tiny] if command[1] == "embed" else []

@@ -255,7 +255,7 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.csv.gz", gzip.compress(b"a\n" * 99)[:12] + b"x" * 40, [], "in.csv.gz: is not a whole gzip file"),
         ("in.txt", gzip.compress(b"a\n"), ["--on-error", "skip"], "is gzip, expected UTF-8 text; unpack it"),
         ("in.csv", b"PK\x03\x04" + b"x" * 40, [], "a zip archive or an Excel workbook, expected"),
-        ("in.parquet.gz", b"x", [], "the name must end in .txt, .jsonl"),
+        ("in.parquet.gz", b"x", [], "the name must end in .txt, .md, .jsonl"),
         ("in.txt", b"a\n", ["--dim", "7"], "truncate_dim = 7 must be between 32 and 96"),
         ("in.parquet", b"PAR1 is not all", [], "in.parquet: cannot be read as Parquet ("),
         ("in.parquet", parquet(["text"], [["a"]])[:-9], [], "in.parquet: cannot be read as Parquet ("),
@@ -266,9 +266,9 @@ def test_bad_rows(embed, model, tmp_path, monkeypatch, name, content, line, reas
         ("in.txt", b"a\n", ["--output", "missing/out.npy"], "there is no folder missing"),
         ("in.txt", b"a\n", ["--output", "/proc/out.npy"], "/proc/out.npy"),
         ("in.txt", b"a\n", ["--query", "--prompt", "x"], "not allowed with argument"),
-        ("in.txt", b"a\n", ["another text"], "in.txt is taken for a file, which must be the only input"),
-        ("in.txt", b"a\n", ["--text", "b"], "in.txt is taken for a file, which must be the only input"),
-        ("in.txt", b"a\n", ["-"], "in.txt is taken for a file, which must be the only input"),
+        ("in.txt", b"a\n", ["another text"], "in.txt is taken for a file, which does not go with texts"),
+        ("in.txt", b"a\n", ["--text", "b"], "in.txt is taken for a file, which does not go with texts"),
+        ("in.txt", b"a\n", ["-"], "in.txt is taken for a file, which does not go with texts"),
         ("in.txt", b"a\n", ["--prompt", "in.txt"], "--prompt in.txt: is the name of a file; its content:"),
         ("other.md", b"a\n", [], "in.txt: there is no such file; if it is a text: --text 'in.txt'"),
     ],
@@ -301,20 +301,20 @@ def test_what_is_a_file_does_not_depend_on_what_lies_around(embed, model, tmp_pa
     assert code == 0 and json.loads(out)["text"] == "notes.txt is a file"
     (tmp_path / "d.txt").mkdir()
     code, _, err = embed("d.txt", "--output", "o.npy")
-    assert code == 2 and "d.txt: is not a regular file" in err
+    assert code == 2 and "d.txt: no file in this folder is read" in err
 
 
-NAMES = ["notes.md", "d/page.html", "plain", os.devnull, "d", "./d/", "d/*.md", "d/no.pdf", "no.json.gz"]
+NAMES = ["notes.rst", "d/page.html", "plain", os.devnull, "d/*.md", "d/no.pdf", "no.json.gz", "no.md.zst"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_of_a_file_is_no_text(embed, tmp_path, name):
-    """Neither one that is not read, nor a folder, nor what looks like a file that is not there.
+    """Neither one that is not read, nor what looks like a file that is not there.
 
     --text is the cure.
     """
     (tmp_path / "d").mkdir()
-    for made in ("notes.md", "d/page.html", "plain"):
+    for made in ("notes.rst", "d/page.html", "plain"):
         (tmp_path / made).write_text("a\n")
     for options in ([], ["--output", "out.npy"], ["a text"]):
         code, out, err = embed(name, *options)

@@ -78,6 +78,23 @@ def test_an_update_is_what_a_new_run_would_be_and_computes_new_texts_only(
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
+def test_an_update_of_chunks_of_several_files(embed, computed, tmp_path, output):
+    """Chunks that are as they were are not computed again, in whichever file they stand now."""
+    words = [f"{n} " * 8 for n in range(6)]
+    (tmp_path / "a.txt").write_text("".join(words[:4]) + "\n")
+    (tmp_path / "b.txt").write_text("b\n")
+    command = ["a.txt", "b.txt", "--chunk-tokens", 16]
+    assert embed(*command, "--output", f"out{output}")[0] == 0
+    first = set(computed)
+    (tmp_path / "b.txt").write_text("b\n" + "".join(words[:4]) + "and more\n")
+    computed.clear()
+    code, _, err = embed(*command, "--output", f"out{output}", "--update")
+    assert code == 0 and computed and not first & set(computed) and " 0 gone and removed" in err
+    assert embed(*command, "--output", f"whole{output}")[0] == 0
+    assert files(tmp_path, f"out{output}") == files(tmp_path, f"whole{output}")
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("precision", VECTOR_PRECISIONS[1:])
 def test_quantised_outputs_are_quantised_vectors_and_keep_their_bytes(
     embed, model, tmp_path, monkeypatch, output, precision

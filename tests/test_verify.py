@@ -24,10 +24,12 @@ from qwen3np.loading.tokenizer import EmbeddingTokenizer
 from qwen3np.runtime import backend as backends
 from qwen3np.runtime import numba_backend
 from qwen3np.runtime.numba_backend import NumbaBackend
+from qwen3np.runtime.stages import reference_stages
 from qwen3np.runtime.threads import Job, Pool
 from qwen3np.synth import checkpoints as synth
 from qwen3np.verify import published
 from qwen3np.verify import report as verify
+from qwen3np.verify.compare import compare_stages, stage_table
 
 CARD = published.COSINES[published.CARD_MODEL][0]
 LEADING = published.LEADING_VALUES[published.CARD_MODEL][1]
@@ -92,6 +94,26 @@ def test_stages_end_in_the_bits_of_encode(tiny, kernel):
         parts = stages[f"layers.{i}.self_attn"] + stages[f"layers.{i}.mlp"]
         before = stages[f"layers.{i - 1}" if i else "embed_tokens"]
         np.testing.assert_allclose(before + parts, stages[f"layers.{i}"], rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 300, 512])
+def test_attention_is_a_stage(tiny, kernel, tokens):
+    """Also beyond a block of 256 tokens; and no other stage is changed by it."""
+    checkpoint = Checkpoint(tiny)
+    backend = NumbaBackend(checkpoint, kernel[1])
+    texts = [np.random.default_rng(tokens).integers(0, 2000, tokens).tolist()]
+    asked = {"probabilities": (1, 3)}
+    found = list(backend.stages(texts, **asked))
+    exact, float32 = (
+        reference_stages(texts, checkpoint.weights(dtype), **asked) for dtype in (np.float64, np.float32)
+    )
+    rows = compare_stages(exact, found, verify.STAGE_TOLERANCE[backend.arithmetic], float32)
+    assert all(row.ok for row in rows), stage_table(rows)
+    assert sum("probabilities" in name for name, _ in found) == 2
+    others = [stage for stage in found if "probabilities" not in stage[0]]
+    for (name, x), (other, y) in zip(backend.stages(texts), others, strict=True):
+        assert name == other
+        np.testing.assert_array_equal(x, y, name)
 
 
 def test_the_stages_are_all_there_in_forward_order(tiny):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from qwen3np.runtime.backend import Backend
 
 # Of a channel of a unit vector of 1,024 channels. "high" is two bfloat16 parts, on AMX.
-CHANNEL = {"float32": 1e-6, "high": 5e-6, "medium": 1e-2}
+CHANNEL = {"float32": 1e-6, "high": 5e-6, "medium": 1e-2, "low": 1e-2}
 # Of a logit, as a part of the largest.
-LOGIT = {"float32": 1e-6, "high": 2e-5, "medium": 1e-2}
+LOGIT = {"float32": 1e-6, "high": 2e-5, "medium": 1e-2, "low": 3e-2}
 
 
 def channel(backend: Backend, dimension: int) -> float:

@@ -55,11 +55,11 @@ def compile_kernels(
     """
     from ..engine import forward, stage
     from ..kernels.scan import scan
-    from ..runtime.numba_backend import PRECISIONS, NumbaBackend
+    from ..runtime.numba_backend import FLOATING, PRECISIONS, NumbaBackend
     from ..runtime.packed_weights import encode_share, is_bfloat16, pack_share
     from ..search import compile_scans
 
-    every = ("highest",) if reproducible else PRECISIONS
+    every = ("highest",) if reproducible else PRECISIONS if weights == "int8" else FLOATING
     precisions = every if matmul_precision is None else (matmul_precision,)
     with tempfile.TemporaryDirectory() as temporary:
         for checkpoint in _checkpoints(Path(temporary)):

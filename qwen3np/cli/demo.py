@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..loading.checkpoint import SINGLE_FILE
 from ..loading.hub import locate
 from ..runtime.backend import Backend, NumpyBackend
-from ..runtime.numba_backend import PRECISIONS, NumbaBackend
+from ..runtime.numba_backend import FLOATING, NumbaBackend
 from ..synth.checkpoints import synthesize
 from ..table import table, terminal_columns
 from ..verify.published import CARD_DOCUMENTS, CARD_MODEL, CARD_QUERIES, CARD_SCORES
@@ -113,7 +113,7 @@ def _show_generated(folder: Path, why: str, out: Print) -> None:
     exact = reference.forward(ids4, w.embed_tokens, w.layers, w.norm, *settings)
     truth = reference.normalize(np.stack([reference.pool(x_TD) for x_TD in exact]))
     backends: list[Backend] = [
-        *(NumbaBackend(model.checkpoint, precision) for precision in PRECISIONS),
+        *(NumbaBackend(model.checkpoint, precision) for precision in FLOATING),
         NumpyBackend(model.checkpoint),
     ]
     for backend in backends:

@@ -1,23 +1,24 @@
-"""qwen3np embed: texts, or a whole file of them, to vectors."""
+"""qwen3np embed: texts, or whole files of them, to vectors."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import outputs
-from ..files.lines import format_of
+from ..files.cells import Template
+from ..files.chunking import Chunks
+from ..files.names import TXT, named
 from ..files.record import ERRORS, beside
-from ..files.rows import SUFFIXES
 from ..files.run import Job, Report, bad_rows_message, check_free, embed_file, save
+from ..files.sources import Source, find
 from ..files.work import Totals, kept
 from ..quantization import VECTOR_PRECISIONS
 from ..runtime.progress import bar, ticking, worth_showing
 from . import options
-from .inputs import STDIN, looks_like_file, names_file, refusal, stdin_lines, texts
+from .inputs import STDIN, is_read, looks_like_file, names_file, refusal, stdin_lines, texts
 from .streams import escaped, say
 
 if TYPE_CHECKING:
@@ -26,13 +27,18 @@ if TYPE_CHECKING:
 EXAMPLES = (
     'qwen3np embed "The capital of China is Beijing."',
     "qwen3np embed articles.csv --column body --output articles.parquet",
+    "qwen3np embed notes/ manual.md --chunk-tokens 512 --overlap 64 --output notes.parquet",
     "zcat texts.gz | qwen3np embed - --output vectors.npy",
+)
+OF_FILES = (
+    *("column", "template", "id_column", "delimiter", "txt", "chunk_tokens", "overlap"),
+    *("resume", "update"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Turn texts into vectors, printed as JSON lines; or a whole file of texts into a file of vectors."
+        "Turn texts into vectors, printed as JSON lines; or whole files of texts into a file of vectors."
     )
     options.model_options(parser, options.EMBEDDER)
     parser.add_argument(
@@ -40,13 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="INPUT",
-        help="texts, or one file: .txt (one text per line), .jsonl, .json, .csv, .tsv (each also with .gz), "
-        "or .parquet; - or nothing: one text per line from stdin",
+        help="texts; or files, folders and patterns: .txt (one text per line), .md (one text), .jsonl, "
+        ".json, .csv, .tsv (each also with .gz or .zst), or .parquet; - or nothing: one text per line from "
+        "stdin",
     )
     parser.add_argument(
         "--text", action="append", default=[], help="a text, never taken for a file name (repeatable)"
     )
-    parser.add_argument("--input", metavar="FILE", help="the file of texts, or - for stdin")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file, folder or pattern, never taken for a text; or - for stdin (repeatable)",
+    )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--query", action="store_true", help='put the model\'s "query" prompt before each text'
@@ -59,11 +72,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="OUT",
-        help="write the vectors to this .npy, .jsonl, .parquet or .safetensors file; required for a file "
+        help="write the vectors to this .npy, .jsonl, .parquet or .safetensors file; required for files "
         "of texts",
     )
-    files = parser.add_argument_group("for a file of texts")
-    options.column_options(files)
+    files = parser.add_argument_group("for files of texts")
+    options.column_options(files, template=True)
+    files.add_argument(
+        "--txt",
+        choices=TXT,
+        help="a .txt is one text per line, or whole one text (default: lines; in a folder: whole)",
+    )
+    files.add_argument(
+        "--chunk-tokens",
+        type=int,
+        metavar="N",
+        help="cut texts into chunks of at most N tokens, a vector each",
+    )
+    files.add_argument(
+        "--overlap", type=int, metavar="M", help="tokens that a chunk repeats of the one before (default: 0)"
+    )
     files.add_argument(
         "--on-error",
         choices=["fail", "skip"],
@@ -95,14 +122,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.output is not None:
         outputs.check_name(args.output)
-    if args.input == STDIN:
-        args.texts, args.input = [*args.texts, STDIN], None
-    source = input_file(args)
-    if source is not None:
-        embed_whole_file(args, source)
+    if args.input == [STDIN]:
+        args.texts, args.input = [*args.texts, STDIN], []
+    names = input_names(args)
+    if names:
+        embed_whole_files(args, names)
         return
-    for option in ("column", "id_column", "delimiter", "resume", "update"):
-        if getattr(args, option):
+    for option in OF_FILES:
+        if getattr(args, option) not in (None, False):
             raise ValueError(f"--{option.replace('_', '-')} is for an input file")
     if args.output is not None:
         check_free(args.output, args.overwrite)
@@ -123,28 +150,30 @@ def run(args: argparse.Namespace) -> None:
     say(f"{args.output}: {len(vectors)} x {outputs.Kind(args.precision, vectors.shape[1])}")
 
 
-def input_file(args: argparse.Namespace) -> Path | None:
-    """Return the file to embed, or None if the arguments are texts.
+def input_names(args: argparse.Namespace) -> list[str]:
+    """Return the files, folders and patterns to embed; none if the arguments are texts.
 
     An argument that ends in .txt, .jsonl and so on is a file name, whether there is such a file or not; the
     names of other files are refused.
     """
-    named = [text for text in args.texts if looks_like_file(text) or names_file(text)]
-    if args.input is None and not named:
-        return None
-    given = [*([args.input] if args.input else []), *args.texts, *args.text]
-    if len(given) > 1:
-        name = args.input or named[0]
+    named = [text for text in args.texts if looks_like_file(text) or names_file(text) or is_read(text)]
+    names = [*args.input, *named]
+    if not names:
+        return []
+    for name in named:
+        if not is_read(name):
+            raise refusal(name, f"--text {name!r}")
+    if len(named) < len(args.texts) or args.text or STDIN in names:
         raise ValueError(
-            f"{name} is taken for a file, which must be the only input; embed one after the other, or join "
-            "them: cat A B | qwen3np embed -; --text is never a file"
+            f"{names[0]} is taken for a file, which does not go with texts or stdin: embed one after the "
+            "other; --text is never a file"
         )
-    source = Path(given[0])
-    if args.input is None and (not os.path.exists(source) or format_of(source) not in SUFFIXES):
-        raise refusal(given[0], f"--text {given[0]!r}")
     if args.output is None:
-        raise ValueError(f"{source}: say with --output where the vectors are to go")
-    return source
+        raise ValueError(
+            f"{names[0]}: say with --output where the vectors are to go; if the name itself is the text: "
+            f"--text {names[0]!r}"
+        )
+    return names
 
 
 def prompt_of(model: Embedder, args: argparse.Namespace) -> str:
@@ -152,9 +181,22 @@ def prompt_of(model: Embedder, args: argparse.Namespace) -> str:
     return model.prompt_text("query" if args.query else None, args.prompt, args.instruction)
 
 
-def embed_whole_file(args: argparse.Namespace, source: Path) -> None:
-    names = ("column", "id_column", "on_error", "resume", "overwrite", "delimiter", "precision", "update")
-    job = Job(source, args.output, **{name: getattr(args, name) for name in names})
+def source_of(args: argparse.Namespace, names: list[str]) -> Source:
+    """Return what the options say is to be read of these files, folders and patterns."""
+    if args.overlap is not None and args.chunk_tokens is None:
+        raise ValueError("--overlap is for chunks: give --chunk-tokens, too")
+    chunks = None if args.chunk_tokens is None else Chunks(args.chunk_tokens, args.overlap or 0)
+    column = args.column if args.template is None else Template(args.template)
+    options = {"column": column, "id_column": args.id_column, "delimiter": args.delimiter, "chunks": chunks}
+    return find(names, args.output, args.txt, **options)
+
+
+def embed_whole_files(args: argparse.Namespace, names: list[str]) -> None:
+    source = source_of(args, names)
+    for note in source.notes:
+        say(note)
+    settings = ("on_error", "resume", "overwrite", "precision", "update")
+    job = Job(source, args.output, **{name: getattr(args, name) for name in settings})
     shown = _Bar(source.name)
     try:
         report = embed_file(
@@ -197,6 +239,13 @@ def _summary(job: Job, report: Report) -> list[str]:
     if totals.cut:
         limit = f"{report.max_seq_length:,} tokens"
         lines.append(f"{totals.cut:,} texts were cut to {limit}; the longest had {totals.longest:,}")
+    if job.source.empty:
+        lines.append(f"files without texts: {named(job.source.empty)}")
+    if job.source.repeated:
+        lines.append(
+            f"{job.source.repeated:,} texts have an id that another has, as {job.source.first_repeated!r}; "
+            'the column "file" tells them apart'
+        )
     if totals.empty:
         lines.append(f"{totals.empty:,} empty texts, which have one and the same vector")
     if totals.rows > totals.texts:

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files.lines import format_of, stdin_texts
+from ..files.names import matches
 from ..files.rows import SUFFIXES
 from .streams import say
 
 STDIN = "-"
 # Suffixes of other files of texts, which are not read.
 OTHER_SUFFIXES = (
-    *(".md", ".markdown", ".rst", ".html", ".htm", ".xml", ".yaml", ".yml", ".ndjson", ".log", ".tex"),
-    *(".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx", ".zst", ".zip", ".bz2", ".xz"),
+    *(".markdown", ".rst", ".html", ".htm", ".xml", ".yaml", ".yml", ".ndjson", ".log", ".tex"),
+    *(".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx", ".zip", ".bz2", ".xz"),
 )
 DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
@@ -40,6 +41,16 @@ def names_file(argument: str, folders: bool = True) -> bool:
     if os.path.isdir(argument):
         return folders or os.sep in argument or "/" in argument
     return os.path.exists(argument) or (len(argument.split()) == 1 and looks_like_file(argument))
+
+
+def is_read(argument: str) -> bool:
+    """Whether an argument is a folder, a file that is read, or a pattern that matches some."""
+    if os.path.isdir(argument):
+        return True
+    if os.path.exists(argument):
+        return format_of(Path(argument)) in SUFFIXES
+    is_path = looks_like_file(argument) or os.sep in argument or "/" in argument
+    return is_path and len(argument.split()) == 1 and any(True for _ in matches(argument))
 
 
 def refusal(name: str, as_text: str) -> ValueError:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 RERANKER = "Qwen/Qwen3-Reranker-0.6B"
-MATMUL_PRECISIONS = ("highest", "high", "medium")
+MATMUL_PRECISIONS = ("highest", "high", "medium", "low")
 WEIGHTS = ("stored", "lossless", "int8")
 
 
@@ -89,7 +89,8 @@ def model_options(
         default="high",
         choices=MATMUL_PRECISIONS,
         help="high: float32 within 5e-6 of float64; medium: activations in bfloat16 where that is faster; "
-        "highest: float32 always (default: %(default)s)",
+        "highest: float32 always; low: weights in int8, and activations rounded to integers, the fastest "
+        "without AMX (default: %(default)s)",
     )
     parser.add_argument(
         "--threads", type=int, help="threads of the kernels (default: one per core this process may use)"
@@ -128,9 +129,14 @@ def literal(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def column_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options that say which columns of a file are read."""
-    parser.add_argument("--column", help='the column of texts (default: "text", or the only column)')
+def column_options(parser: argparse._ActionsContainer, template: bool = False) -> None:
+    """Add the options that say which columns of a file are read; with `template`, also --template."""
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--column", help='the column of texts (default: "text", or the only column)')
+    if template:
+        text.add_argument(
+            "--template", metavar="TEXT", help='texts of several columns, as "{title}: {body}"; {{ is a brace'
+        )
     parser.add_argument(
         "--id-column", help="the column of ids (default: \"id\", if there is one; '': number the rows)"
     )

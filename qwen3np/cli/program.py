@@ -22,6 +22,7 @@ COMMANDS = {
     "rerank": "rank documents for a query, as a table or JSON lines",
     "serve": "answer HTTP clients: text-embeddings-inference, OpenAI, rerank and Ollama routes",
     "verify": "compare a model with the reference or transformers, and with the published scores",
+    "explain": "write a page of pictures: a text's way to its vector, beside the code that computes it",
     "info": "describe this machine and, with MODEL, a model",
     "compile": "compile all kernels ahead of time, for a container image",
     "convert": "write a model with weights of 8 bits: half the size, loaded without rounding anew",

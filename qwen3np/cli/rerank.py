@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--documents",
         type=Path,
         metavar="FILE",
-        help="a file of documents: .txt (one per line), .jsonl, .json, .csv, .tsv (each also with .gz), "
-        ".parquet; or - for stdin",
+        help="a file of documents: .txt (one per line), .md (one), .jsonl, .json, .csv, .tsv (each also with "
+        ".gz or .zst), .parquet; or - for stdin",
     )
     parser.add_argument("--column", help="the column of documents in FILE (default: text)")
     parser.add_argument("-k", "--top-k", type=int, metavar="N", help="print the N best (default: all)")

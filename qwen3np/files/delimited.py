@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from . import lines as text_lines
-from .cells import Bad, BadRow, Row, checked_row, choose, decode, names
+from .cells import Bad, BadRow, Row, Template, cell, checked_row, choose, decode, names
 from .lines import format_of, open_text
 
 DELIMITERS = ",;\t|"
@@ -20,7 +20,7 @@ _OPEN = re.compile(rf'(^|[{DELIMITERS}])"')
 
 
 def delimited_rows(
-    path: Path, column: str | None, id_column: str | None, delimiter: str | None
+    path: Path, column: str | Template | None, id_column: str | None, delimiter: str | None
 ) -> Iterator[Row | BadRow]:
     """Yield the rows; ValueError where no row can be told from the next."""
     csv.field_size_limit(text_lines.LONGEST_LINE)
@@ -51,20 +51,20 @@ def delimited_rows(
             row += 1
             if len(cells) != len(header):
                 bad = Bad(f"has {len(cells)} fields, the header {len(header)}")
-                yield checked_row(row, first_line, row, bad)
+                yield checked_row(row, first_line, None, bad)
                 continue
             values = dict(zip(header, cells, strict=True))
-            id = row if ids is None else _utf8(values[ids])
-            yield checked_row(row, first_line, id, _utf8(values[text_column]))
+            id = None if ids is None else _utf8(values[ids])
+            yield checked_row(row, first_line, id, _utf8(cell(values, text_column)))
 
 
 def _header(path: Path, line: int, cells: list[str]) -> list[str]:
     """Return the names of the columns; ValueError where two are the same."""
     header = []
-    for cell in map(_utf8, cells):
-        if isinstance(cell, Bad):
-            raise ValueError(f"{path}, line {line}: {cell}")
-        header.append(cell)
+    for name in map(_utf8, cells):
+        if isinstance(name, Bad):
+            raise ValueError(f"{path}, line {line}: {name}")
+        header.append(name)
     if len(set(header)) < len(header):
         raise ValueError(f"{path}: two columns have the same name: {names(header)}")
     return header

@@ -1,19 +1,20 @@
-"""Files of text and stdin -> their lines, as bytes: gzipped or not, and refused where they are not UTF-8."""
+"""Files of text and stdin -> their bytes and lines: packed or not, and refused where they are not UTF-8."""
 
 from __future__ import annotations
 
 import gzip
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .cells import Bad, decode
 
 LONGEST_LINE = 16 << 20  # bytes; a model reads about 128 kB of a text, and a line must fit into memory
 BOM = b"\xef\xbb\xbf"
+PACKED = (".gz", ".zst")
 LOOKED_AT = 8  # lines that are searched for the zeros of UTF-16; the first may be empty
 
 # How files begin that are not UTF-8 text.
@@ -22,6 +23,7 @@ OTHERS = {
     b"\xff\xfe": "UTF-16LE",
     b"\xfe\xff": "UTF-16BE",
     b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "a zip archive or an Excel workbook",
     b"PAR1": "Parquet",
 }
@@ -33,18 +35,41 @@ def format_of(path: Path) -> str:
 
 
 def is_packed(path: Path) -> bool:
-    """Return whether the name ends in .gz."""
-    return path.suffix.lower() == ".gz"
+    """Return whether the name ends in .gz or .zst."""
+    return path.suffix.lower() in PACKED
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[BinaryIO]:
-    """Open the bytes of a file, or what is packed in a .gz; ValueError if that is damaged."""
+    """Open the bytes of a file, or what is packed in a .gz or .zst; ValueError if that is damaged."""
+    if not is_packed(path):
+        with open(path, "rb") as plain:
+            yield plain
+        return
+    kind, unpack, damage = _unpacker(path)
     try:
-        with gzip.open(path, "rb") if is_packed(path) else open(path, "rb") as file:
-            yield file  # type: ignore[misc]
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: is not a whole gzip file ({error})") from error
+        with unpack(path, "rb") as file:
+            yield file
+    except damage as error:
+        if "too much memory" in str(error):  # of zstd: more than 128 MiB
+            raise ValueError(f"{path}: {error}; pack it again without --long") from error
+        raise ValueError(
+            f"{path}: is not a whole {kind} file ({error}); copy it here again ({kind} -t tests a file)"
+        ) from error
+
+
+def _unpacker(path: Path) -> tuple[str, Callable[..., Any], tuple[type[BaseException], ...]]:
+    """Return what a packed file is, what opens it, and what that raises for a damaged one."""
+    if path.suffix.lower() == ".gz":
+        return "gzip", gzip.open, (EOFError, gzip.BadGzipFile, zlib.error)
+    try:
+        try:
+            from compression import zstd  # since Python 3.14
+        except ImportError:
+            from backports import zstd
+    except ImportError as error:
+        raise ImportError(f"{path}: .zst needs backports.zstd: pip install 'qwen3np[zstd]'") from error
+    return "zstd", zstd.open, (EOFError, zstd.ZstdError)
 
 
 def lines(file: BinaryIO, name: object) -> Iterator[bytes | Bad]:
@@ -85,8 +110,9 @@ def check_encoding(data: bytes, name: object, first: bool = True) -> None:
             f"; convert it: iconv -f {found} -t UTF-8 OLD > NEW, in PowerShell: "
             "Get-Content OLD | Set-Content -Encoding utf8 NEW"
         )
-    elif found == "gzip":
-        cure = "; unpack it, or let the file's name end in .gz, as name.csv.gz"
+    elif found in ("gzip", "zstd"):
+        suffix = {"gzip": ".gz", "zstd": ".zst"}[found]
+        cure = f"; unpack it, or let the file's name end in {suffix}, as name.csv{suffix}"
     raise ValueError(f"{name}: is {found}, expected UTF-8 text{cure}")
 
 

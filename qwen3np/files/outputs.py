@@ -2,16 +2,16 @@
 
 What an output holds besides its vectors:
 
-    .jsonl        id, text and embedding, one object per line
-    .parquet      the columns id, text and embedding; `info` in the schema's metadata
+    .jsonl        id, where, text and embedding, one object per line
+    .parquet      the columns id, where, text and embedding; `info` in the schema's metadata
     .safetensors  the tensor embeddings, and ids if they are integers; `info` in the metadata
     .npy          nothing
 
-Ids that find no room there are in a file beside it, OUT.ids.jsonl, one per line, unless they are just the
-numbers of the vectors; so are the texts' hashes, OUT.hashes.npy, by which `--update` knows them again, and
-the ranges of int8 and uint8, OUT.ranges.npy. `info` is a mapping of strings: the model and how it was used.
-It is also in the record beside every output (record.py). The bytes do not depend on how the vectors are
-divided into chunks.
+"where" is some of file, chunk, start and end (Row.where), or nothing. What finds no room there is beside it:
+in OUT.ids.jsonl, one per line, ids, unless they are just the numbers of the vectors, or objects with the id
+and "where"; in OUT.hashes.npy the texts' hashes, by which `--update` knows them again; in OUT.ranges.npy the
+ranges of int8 and uint8. `info` is a mapping of strings: the model and how it was used. It is also in the
+record beside every output (record.py). The bytes do not depend on how the vectors are divided into chunks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,7 +88,7 @@ def needs_ids_file(output: Path, totals: Totals) -> bool:
     suffix = output.suffix.lower()
     if suffix in WITH_TEXTS:
         return False
-    return not (totals.int_ids if suffix == ".safetensors" else totals.numbered)
+    return totals.placed or not (totals.int_ids if suffix == ".safetensors" else totals.numbered)
 
 
 def write_output(
@@ -114,8 +115,15 @@ def write_ids(path: Path, chunks: Iterable[Chunk]) -> None:
     """Write the ids, one per line."""
     with atomic.create(path) as file:
         for chunk in chunks:
-            lines = "".join(json.dumps(id, ensure_ascii=False) + "\n" for id in chunk.ids)
+            entries = chunk.ids if chunk.where is None else list(_records(chunk))
+            lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
             atomic.write(file, lines.encode())
+
+
+def _records(chunk: Chunk) -> Iterator[dict[str, Any]]:
+    """Yield the ids of a chunk, each with where its text is from."""
+    where = chunk.where or [{}] * len(chunk.ids)
+    yield from ({"id": id, **place} for id, place in zip(chunk.ids, where, strict=True))
 
 
 def write_hashes(path: Path, chunks: Iterable[Chunk], totals: Totals) -> None:
@@ -145,8 +153,8 @@ def _write_jsonl(
     file: BinaryIO, chunks: Iterable[Chunk], totals: Totals, kind: Kind, info: Mapping[str, str]
 ) -> None:
     for chunk in chunks:
-        for id, text, vector in zip(chunk.ids, chunk.texts, chunk.vectors, strict=True):
-            atomic.write(file, json_line({"id": id, "text": text}, vector).encode() + b"\n")
+        for record, text, vector in zip(_records(chunk), chunk.texts, chunk.vectors, strict=True):
+            atomic.write(file, json_line(record | {"text": text}, vector).encode() + b"\n")
 
 
 def _write_safetensors(
@@ -183,8 +191,12 @@ def _write_parquet(
     pq = pyarrow_parquet(path)
     import pyarrow as pa
 
+    groups = _regrouped(chunks, ROW_GROUP)
+    first = next(groups)
+    place = first.where[0] if first.where else {}
     fields = [
         ("id", pa.int64() if totals.int_ids else pa.string()),
+        *((name, pa.int64() if isinstance(value, int) else pa.string()) for name, value in place.items()),
         ("text", pa.string()),
         ("embedding", pa.list_(pa.from_numpy_dtype(np.dtype(kind.dtype)), kind.columns)),
     ]
@@ -192,25 +204,28 @@ def _write_parquet(
     # Dictionary encoding would hold every vector once more before it gives up.
     with atomic.create(path) as file:  # pyarrow takes no name that is not UTF-8
         with pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
-            for chunk in _regrouped(chunks, ROW_GROUP):
+            for chunk in chain([first], groups):
                 ids = chunk.ids if totals.int_ids else [str(id) for id in chunk.ids]
                 vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk.vectors.ravel()), kind.columns)
-                columns = [pa.array(ids, fields[0][1]), pa.array(chunk.texts, pa.string()), vectors]
+                places = [pa.array([row[name] for row in chunk.where or ()]) for name in place]
+                columns = [pa.array(ids, fields[0][1]), *places, pa.array(chunk.texts, pa.string()), vectors]
                 writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
 
 
 def _regrouped(chunks: Iterable[Chunk], rows: int) -> Iterator[Chunk]:
-    """Yield the same ids, texts and vectors in chunks of `rows`; the last may be smaller."""
+    """Yield the same ids, places, texts and vectors in chunks of `rows`; the last may be smaller."""
     ids: list[int | str] = []
+    where: list[Mapping[str, int | str]] = []  # stays empty where no row says it
     texts: list[str] = []
     vectors: list[NDArray[Any]] = []
     for chunk in chunks:
         ids += chunk.ids
+        where += chunk.where or ()
         texts += chunk.texts
         vectors.append(chunk.vectors)
         while len(ids) >= rows:
             joined = np.concatenate(vectors)
-            yield Chunk(ids[:rows], texts[:rows], joined[:rows])
-            ids, texts, vectors = ids[rows:], texts[rows:], [joined[rows:]]
+            yield Chunk(ids[:rows], texts[:rows], joined[:rows], where=where[:rows] or None)
+            ids, where, texts, vectors = ids[rows:], where[rows:], texts[rows:], [joined[rows:]]
     if ids:
-        yield Chunk(ids, texts, np.concatenate(vectors))
+        yield Chunk(ids, texts, np.concatenate(vectors), where=where or None)

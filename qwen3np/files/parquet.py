@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .cells import Bad, BadRow, Row, checked_row, choose, decode
+from .cells import BadRow, Row, Template, cell, checked_row, choose, decode, text_columns
 
 
 def pyarrow_parquet(path: Path) -> Any:
@@ -39,7 +39,7 @@ def type_of(path: Path, schema: Any, name: str) -> Any:
     return schema.field(name).type
 
 
-def parquet_rows(path: Path, column: str | None, id_column: str | None) -> Iterator[Row | BadRow]:
+def parquet_rows(path: Path, column: str | Template | None, id_column: str | None) -> Iterator[Row | BadRow]:
     """Yield the rows of a Parquet file."""
     pq = pyarrow_parquet(path)
     import pyarrow as pa
@@ -50,29 +50,24 @@ def parquet_rows(path: Path, column: str | None, id_column: str | None) -> Itera
     with reading(path), open(path, "rb") as opened, pq.ParquetFile(opened, **options) as file:
         schema = file.schema_arrow
         text_column, ids = choose(path, schema.names, column, id_column)
-        wanted = [(text_column, True)] + ([] if ids is None else [(ids, False)])
-        for name, strings_only in wanted:
+        wanted = dict.fromkeys(text_columns(text_column), not isinstance(text_column, Template))
+        wanted |= {} if ids is None else {ids: wanted.get(ids, False)}
+        for name, strings_only in wanted.items():
             kind = type_of(path, schema, name)
             plain = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (_is_string(pa, plain) or (pa.types.is_integer(plain) and not strings_only)):
                 hint = "strings; name another --column" if strings_only else (
                     "strings or integers; name another --id-column, or give --id-column '' to number the rows"
+                    if name == ids else "strings or integers"
                 )  # fmt: skip
                 raise ValueError(f"{path}: column {name!r} is {kind}, expected {hint}")
         row = -1
-        for batch in file.iter_batches(batch_size=1024, columns=[name for name, _ in wanted]):
-            texts = _cells(pa, batch, text_column)
-            own = [None] * len(texts) if ids is None else _cells(pa, batch, ids)
-            for text, id in zip(texts, own, strict=True):
+        for batch in file.iter_batches(batch_size=1024, columns=[*wanted]):
+            columns = [_cells(pa, batch, name) for name in wanted]
+            for cells in zip(*columns, strict=True):
                 row += 1
-                if id is None and ids is not None:
-                    id = Bad(f"column {ids!r} is null")
-                yield checked_row(
-                    row,
-                    None,
-                    row if ids is None else id,
-                    Bad(f"column {text_column!r} is null") if text is None else text,
-                )
+                values = dict(zip(wanted, cells, strict=True))
+                yield checked_row(row, None, cell(values, ids), cell(values, text_column))
 
 
 def _cells(pa: Any, batch: Any, name: str) -> list[Any]:

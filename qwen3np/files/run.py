@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,10 +20,10 @@ from ..loading.tokenizer import TRUNCATED
 from ..quantization import VECTOR_PRECISIONS, quantize_embeddings
 from . import identity, outputs, record
 from .cells import NOT_UTF8
-from .lines import format_of
 from .publish import SHOWN, check_leftovers, finish, is_staged, stage
-from .rows import BadRow, Row, read_rows
+from .rows import BadRow, Row
 from .saved import open_saved
+from .sources import Source
 from .update import Older
 from .work import Chunk, Totals, WorkFolder
 
@@ -48,34 +47,28 @@ class Job:
     """What to embed into what.
 
     Args:
-        source: The file of texts.
+        source: The texts.
         output: The file of vectors.
-        column: As for read_rows.
-        id_column: As for read_rows.
         on_error: "fail" refuses a file with bad rows before anything is computed; "skip" leaves them out and
             lists them in OUT.errors.jsonl.
         resume: Continue with what an interrupted run left in OUT.partial.
         overwrite: Replace an output that exists and, unless `resume`, what is left of a run.
-        delimiter: As for read_rows.
         precision: How the output stores vectors, one of VECTOR_PRECISIONS.
         update: Replace an output of another input, taking from it the vectors of texts that are in both. What
             is left of a run is continued as far as its rows are the same.
     """
 
-    source: Path
+    source: Source
     output: Path
-    column: str | None = None
-    id_column: str | None = None
     on_error: str = "fail"
     resume: bool = False
     overwrite: bool = False
-    delimiter: str | None = None
     precision: str = "float32"
     update: bool = False
 
     def rows(self) -> Iterator[Row | BadRow]:
         """Yield the rows of the source."""
-        return read_rows(self.source, self.column, self.id_column, self.delimiter)
+        return self.source.rows()
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ def embed_file(
         work.check_writable()
         check_leftovers(job.output, work, again, job.overwrite)
         replaces = record.states(job.output)
-        digest = identity.file_digest(job.source)
+        digest = job.source.digest
         kept = work.manifest if again else None
         finished = _finished(job, work)
         known = kept or (None if job.overwrite else finished)
@@ -154,7 +147,9 @@ def embed_file(
         prompt = prompt_of(model)
         # A wrong dimension or unsound weights are an error now. (Some tokenizers refuse an empty text.)
         dim = len(model.encode("a", prompt=prompt, truncate_dim=dim))
-        run = _run(job, digest) | identity.of_model(model, prompt, dim)
+        if job.source.prepare(model, prompt) and (known is None or job.update):
+            rows, bad = _survey(job)  # of chunks
+        run = _run(job) | identity.of_model(model, prompt, dim)
         if known is not None:
             means = identity.of_vectors if job.update else dict
             _check_same(job, work, means(known["run"]), means(run))
@@ -185,7 +180,7 @@ def embed_file(
             _compute(job, work, encoder, resumed, number, lambda s: progress and progress(s, rows))
         totals, _ = _verified(job, work, whole=True)
         found = totals.rows, totals.rows - totals.texts
-        if found != (rows, bad) or identity.file_digest(job.source) != digest:
+        if found != (rows, bad) or job.source.changed():
             raise _changed(job)
         stage(work, work.chunks, totals)
         return _report(finish(work), model, resumed.rows, encoder=encoder)
@@ -226,10 +221,10 @@ def check_free(output: Path, overwrite: bool) -> None:
         check_leftovers(output, work, overwrite=overwrite)
 
 
-def bad_rows_message(source: Path, count: int, first: Sequence[BadRow]) -> str:
+def bad_rows_message(source: Source, count: int, first: Sequence[BadRow]) -> str:
     """Return a message that names the first bad rows, and says how many more there are."""
     more = f"; and {count - len(first)} more" if count > len(first) else ""
-    return f"{source}, " + "; ".join(map(str, first)) + more
+    return ("" if source.several else f"{source}, ") + "; ".join(map(str, first)) + more
 
 
 def _check(job: Job) -> None:
@@ -239,11 +234,12 @@ def _check(job: Job) -> None:
     if job.precision not in VECTOR_PRECISIONS:
         raise ValueError(f"precision {job.precision!r} is not one of {', '.join(VECTOR_PRECISIONS)}")
     outputs.check_name(job.output)
-    job.rows()
+    job.source.check()
     for suffix in record.SUFFIXES:
         path = record.beside(job.output, suffix)
-        if path.exists() and path.samefile(job.source):
-            raise ValueError(f"{job.source}: is the input, and this run would write over it")
+        for each in job.source.inputs if path.exists() else ():
+            if path.samefile(each.path):
+                raise ValueError(f"{each.path}: is the input, and this run would write over it")
 
 
 def _finished(job: Job, work: WorkFolder) -> dict[str, Any] | None:
@@ -304,8 +300,9 @@ def _check_same(job: Job, work: WorkFolder, found: Mapping[str, Any], run: Mappi
 
 def _changed(job: Job) -> ValueError:
     """Return the error for an input that changed while it was read."""
+    found = ", ".join(map(str, job.source.changed()[:SHOWN])) or job.source
     return ValueError(
-        f"{job.source}: changed while it was read; give the same command with --resume if it is as it was "
+        f"{found}: changed while it was read; give the same command with --resume if it is as it was "
         "before, else with --overwrite"
     )
 
@@ -338,26 +335,15 @@ def _survey(job: Job) -> tuple[int, int]:
     return rows, bad
 
 
-def _run(job: Job, digest: str) -> dict[str, Any]:
+def _run(job: Job) -> dict[str, Any]:
     """Return the part of a run's identity that is not the model's."""
-    return {
-        "input": digest,
-        "input format": format_of(job.source),
-        "column": job.column,
-        "id column": job.id_column,
-        "delimiter": job.delimiter,
-        "output": job.output.suffix.lower(),
-        "precision": job.precision,
-    }
+    found = {**job.source.part_of_run(), "output": job.output.suffix.lower()}
+    return found | {"precision": job.precision}
 
 
 def _info(job: Job, model_name: str, prompt: str, dim: int) -> dict[str, str]:
-    source = os.fsencode(job.source.resolve()).decode(errors="replace")  # a file name may not be Unicode
-    info = {"model": model_name, "dim": str(dim), "prompt": prompt, "input": source}
-    if job.precision != "float32":
-        info["precision"] = job.precision
-    columns = {"column": job.column, "id_column": job.id_column, "delimiter": job.delimiter}
-    return info | {name: value for name, value in columns.items() if value is not None}
+    stored = {} if job.precision == "float32" else {"precision": job.precision}
+    return {"model": model_name, "dim": str(dim), "prompt": prompt, **job.source.info(), **stored}
 
 
 def _report(
@@ -461,8 +447,8 @@ def _compute(
             if rows:
                 texts = [row.text for row in rows]
                 vectors.append(encoder.vectors(texts))
-                ids, lengths = [row.id for row in rows], encoder.lengths(texts)
-                totals = _add(totals, ids, lengths, encoder.model.max_seq_length, texts.count(""))
+                lengths = encoder.lengths(texts)
+                totals = _add(totals, rows, lengths, encoder.model.max_seq_length, texts.count(""))
             chunk += call
             size += read
             progress(totals)
@@ -495,11 +481,13 @@ def _chunk(entries: Sequence[Row | BadRow], vectors: Sequence[NDArray[Any]], tot
         [entry for entry in entries if isinstance(entry, BadRow)],
         identity.rows_digest(entries),
         totals,
+        [row.where for row in rows if row.where is not None] or None,
     )
 
 
-def _add(totals: Totals, ids: Sequence[int | str], lengths: Sequence[int], limit: int, empty: int) -> Totals:
+def _add(totals: Totals, rows: Sequence[Row], lengths: Sequence[int], limit: int, empty: int) -> Totals:
     """Return the totals after these texts."""
+    ids = [row.id for row in rows]
     return Totals(
         rows=totals.rows + len(ids),
         texts=totals.texts + len(ids),
@@ -509,6 +497,7 @@ def _add(totals: Totals, ids: Sequence[int | str], lengths: Sequence[int], limit
         int_ids=totals.int_ids and all(isinstance(i, int) and -(2**63) <= i < 2**63 for i in ids),
         numbered=totals.numbered and list(ids) == list(range(totals.texts, totals.texts + len(ids))),
         empty=totals.empty + empty,
+        placed=totals.placed or rows[0].where is not None,
     )
 
 

@@ -200,6 +200,8 @@ class Saved:
         id = parse_json(line)
         if isinstance(id, Bad):
             raise ValueError(f"{beside(self.path, IDS)}, line {number + 1}: {id}")
+        if isinstance(id, dict):  # with where its text is from
+            id = id.get("id")
         return self._found(number, id, None)[0]
 
     def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:

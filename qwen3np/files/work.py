@@ -15,7 +15,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,6 +51,7 @@ class Totals:
     int_ids: bool = True  # all ids are integers of 64 bits
     numbered: bool = True  # all ids are the numbers of their vectors
     empty: int = 0  # empty texts
+    placed: bool = False  # rows say where their texts are from
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Chunk:
         bad: The bad rows among them.
         source: The digest of the rows as they were read.
         totals: The totals so far.
+        where: Where the texts are from (Row.where), None where that is not said.
     """
 
     ids: Sequence[int | str]
@@ -72,6 +74,7 @@ class Chunk:
     bad: Sequence[BadRow] = field(default=())
     source: str = ""
     totals: Totals = field(default_factory=Totals)
+    where: Sequence[Mapping[str, int | str]] | None = None
 
     @property
     def rows(self) -> int:
@@ -147,6 +150,7 @@ class WorkFolder:
             "sums": asdict(chunk.totals),
             "ids": list(chunk.ids),
             "texts": list(chunk.texts),
+            "where": chunk.where,
             "bad": [asdict(bad) for bad in chunk.bad],
             "shape": chunk.vectors.shape,
             "dtype": chunk.vectors.dtype.name,
@@ -274,7 +278,8 @@ class WorkFolder:
             return None
         vectors = np.frombuffer(rest, entry["dtype"], offset=len(head) + 1).reshape(entry["shape"])
         bad = [BadRow(**bad) for bad in entry["bad"]]
-        return Chunk(entry["ids"], entry["texts"], vectors, bad, entry["source"], Totals(**entry["sums"]))
+        totals = Totals(**entry["sums"])
+        return Chunk(entry["ids"], entry["texts"], vectors, bad, entry["source"], totals, entry.get("where"))
 
 
 def kept(output: Path) -> tuple[Path, int] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 CARD_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 # (hidden_size, intermediate_size, num_hidden_layers, vocab_size, max_position_embeddings) of each published
 # config.json. The last two tell embedding models, rerankers and the chat models (151936 rows) apart.
@@ -19,6 +21,31 @@ RERANKERS = set(SIZES.values()) - EMBEDDERS
 QUERY_PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 # The embedding models' config_sentence_transformers.json.
 PROMPTS = {"query": QUERY_PROMPT, "document": ""}
+
+
+class Card(NamedTuple):
+    """How an embedding model is asked: its prompt for queries, by name; what ends every text."""
+
+    prompt_name: str
+    query_prompt: str
+    end: str | None  # None where no source says
+
+
+QWEN = Card("query", QUERY_PROMPT, "<|endoftext|>")
+# Models that others made from Qwen3 or Qwen3-Embedding; docs/family.md names the sources. A space follows the
+# colon of some prompts: "Query: What" has other ids than "Query:What".
+F2LLM_PROMPT = "Instruct: Given a question, retrieve passages that can help answer the question.\nQuery: "
+FAMILY = {
+    "microsoft/harrier-oss-v1-0.6b": Card("web_search_query", QUERY_PROMPT + " ", None),
+    **{
+        f"codefuse-ai/F2LLM-v2-{size}": Card("query", F2LLM_PROMPT, "<|im_end|>")
+        for size in ("80M", "160M", "330M", "0.6B", "1.7B", "4B", "8B", "14B")
+    },
+    **{
+        f"AQ-MedAI/Diver-Retriever-{size}": Card("query", QUERY_PROMPT, None)
+        for size in ("0.6B", "1.7B", "4B", "4B-1020")
+    },
+}
 
 # What a reranker reads: model card of Qwen3-Reranker.
 RERANKER_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"

@@ -203,6 +203,27 @@ class Tokenizer:
             spans.append((i, first, max(stop, end)))
         return spans[::-1]
 
+    def cuts(self, text: str, escape_special_tokens: bool = False) -> Iterator[tuple[int, int]]:
+        """Yield where a text can be cut between two tokens, and the number of tokens before that.
+
+        Places count characters, and are in order; the first is 0, the last the text's end.
+        """
+        tokenizer, pieces = self._escaping if escape_special_tokens else self._as_it_is
+        begin = tokens = 0
+        yield 0, 0
+        for piece in pieces(text):
+            [encoding] = tokenizer.encode_batch([piece], add_special_tokens=False)
+            reach = 0  # where the tokens so far end: several may make one character
+            for number, (start, stop) in enumerate(encoding.offsets, tokens):
+                if start >= reach and begin + start > 0:
+                    yield begin + start, number
+                if stop > reach:
+                    reach = stop
+            begin += len(piece)
+            tokens += len(encoding)
+        if text:
+            yield begin, tokens
+
     def is_special(self, token_id: int) -> bool:
         """Return whether a token is one of the special ones, which `skip_special_tokens` leaves out."""
         return token_id in self._special

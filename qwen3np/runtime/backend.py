@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +25,8 @@ class Backend(Protocol):
         name: "numba" or "numpy".
         isa: the instruction path.
         matmul_precision: the one asked for.
-        arithmetic: the one used: "high", "medium", or "float32", also where the CPU has nothing faster.
+        arithmetic: the one used: "high", "medium", or "float32", also where the CPU has nothing faster; "low"
+            where activations are rounded to integers, or weights were rounded to int8 at load.
         weights: "stored", "lossless" or "int8".
         num_threads: 1 for the reference, whose threads are NumPy's.
     """
@@ -61,8 +62,13 @@ class Backend(Protocol):
     def token_states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
         """Token ids of each text -> the final states of all its tokens, [len(ids), hidden_size]."""
 
-    def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[Stage]:
-        """The same computation, stopped at each stage (see stages.py)."""
+    def stages(self, texts: Sequence[Sequence[int]], probabilities: Collection[int] = ()) -> Iterable[Stage]:
+        """The same computation, stopped at each stage (see stages.py).
+
+        Args:
+            texts: token ids of each text.
+            probabilities: layers whose attention is a stage too; there is one text then.
+        """
 
     def with_threads(self, num_threads: int) -> Backend:
         """The same on another number of threads, with an empty prefix cache."""
@@ -101,8 +107,8 @@ class NumpyBackend:
         args = (w.embed_tokens, w.layers, w.norm, c.rms_norm_eps, c.rope_theta, c.head_dim)
         return list(reference.forward(texts, *args))
 
-    def stages(self, texts: Sequence[Sequence[int]]) -> Iterable[Stage]:
-        return reference_stages(texts, self._weights, reference)
+    def stages(self, texts: Sequence[Sequence[int]], probabilities: Collection[int] = ()) -> Iterable[Stage]:
+        return reference_stages(texts, self._weights, reference, probabilities=probabilities)
 
     def with_threads(self, num_threads: int) -> NumpyBackend:
         return self

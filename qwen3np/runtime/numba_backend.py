@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,18 +20,20 @@ from .cores import cores_sharing_cache
 from .memory import room_for
 from .micro_batches import MICRO_BATCH_TOKENS, Range, plan
 from .packed_batch import Ids, Integers, pack_batch, slot_count
-from .packed_weights import PackedWeights, is_bfloat16, pack
+from .packed_weights import PackedWeights, is_bfloat16, pack, pad
 from .prefix_cache import CachedPrefix, steps
 from .progress import bar
 from .stages import Stage
 from .threads import Job, Pool, Team
 from .workspace import Layout, Workspace
 
-PRECISIONS = ("highest", "high", "medium")
+FLOATING = ("highest", "high", "medium")  # precisions of float32 and bfloat16
+PRECISIONS = (*FLOATING, "low")
 WEIGHTS = ("stored", "lossless", "int8")
 BLOCK_PANELS = 16  # 256 tokens: a block's activations are 2 MB at the 0.6B's width
 # bfloat16 parts of an activation, key or value in tiles. Pairs have one; 0 stands for float32.
-PARTS = {"highest": 3, "high": 2, "medium": 1}
+PARTS = {"highest": 3, "high": 2, "medium": 1, "low": 1}
+INTEGERS = {isa.INT16: np.int16, isa.INT8: np.int8}
 
 
 class Arguments(NamedTuple):
@@ -48,7 +51,8 @@ class NumbaBackend:
 
     Args:
         checkpoint: the weights.
-        matmul_precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names them.
+        matmul_precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names them, or
+            "low": weights="int8", multiplied by activations that are rounded to integers, too.
         num_threads: default: see cores.thread_count.
         reproducible: compute the same bits on every CPU, with "highest".
         weights: "stored", or in fewer bits "int8" or "lossless" (kernels/compact.py).
@@ -68,16 +72,23 @@ class NumbaBackend:
             raise ValueError(f"weights = {weights!r} is not one of {', '.join(WEIGHTS)}")
         if matmul_precision not in PRECISIONS:
             raise ValueError(f"matmul_precision = {matmul_precision!r} is not one of {', '.join(PRECISIONS)}")
-        if reproducible and matmul_precision == "medium":
+        if reproducible and matmul_precision in ("medium", "low"):
             raise ValueError(
-                "matmul_precision = 'medium' and reproducible=True contradict each other: reproducible "
-                "vectors are computed with 'highest'; leave one of them out"
+                f"matmul_precision = {matmul_precision!r} and reproducible=True contradict each other: "
+                "reproducible vectors are computed with 'highest'; leave one of them out"
             )
         self.reproducible = reproducible
         self.matmul_precision = matmul_precision = "highest" if reproducible else matmul_precision
         if checkpoint.is_int8:
             if weights == "lossless":
                 raise ValueError('weights = "lossless": the files hold int8 weights already; leave it out')
+            weights = "int8"
+        if matmul_precision == "low":
+            if weights == "lossless":
+                raise ValueError(
+                    'matmul_precision = "low" multiplies int8 weights, and weights = "lossless" are none: '
+                    "leave one of them out"
+                )
             weights = "int8"
         self.weights = weights
         if weights == "lossless" and not is_bfloat16(checkpoint):
@@ -92,11 +103,15 @@ class NumbaBackend:
         # With tiles, 128 tokens of two parts stream the weights at the memory's speed, and stay in L2.
         block_panels = BLOCK_PANELS // parts // 2 * 2 if tiles else BLOCK_PANELS
         self.config = c = checkpoint.config
-        self.arithmetic = matmul_precision if parts and matmul_precision != "highest" else "float32"
+        integers = INTEGERS.get(self.isa)
+        if integers or (weights == "int8" and not checkpoint.is_int8):
+            self.arithmetic = "low"
+        else:
+            self.arithmetic = matmul_precision if parts and matmul_precision != "highest" else "float32"
         self._dims = engine.Dims(
             np.float32(c.rms_norm_eps), c.num_attention_heads // c.num_key_value_heads, c.head_dim
         )
-        self._layout = Layout(c, parts, tiles, block_panels)
+        self._layout = Layout(c, parts, tiles, block_panels, integers)
         self._none = self._layout.prefix()
         stored = "bfloat16" if bfloat16 else "float32"
         self._variant = f"{self.isa}, {stored if weights == 'stored' else weights} weights"
@@ -204,11 +219,21 @@ class NumbaBackend:
         other.pool = Pool(num_threads, partial(Workspace, self._layout, self._none))
         return other
 
-    def stages(self, texts: Sequence[Ids]) -> Iterator[Stage]:
-        """Yield the stages, every layer computed for every token: `forward` to the bit, but slower."""
-        yield from self.with_threads(self.num_threads)._stages(texts)  # forward may be called between two
+    def stages(self, texts: Sequence[Ids], probabilities: Collection[int] = ()) -> Iterator[Stage]:
+        """Yield the stages, every layer computed for every token: `forward` to the bit, but slower.
 
-    def _stages(self, texts: Sequence[Ids]) -> Iterator[Stage]:
+        Args:
+            texts: token ids of each.
+            probabilities: layers whose attention is a stage too; there is one text then.
+        """
+        apart = self.with_threads(self.num_threads)  # forward may be called between two
+        if probabilities:  # a layer's queries must be there together: one block
+            panels = max(self._layout.block_panels, pad(-(-len(texts[0]) // 16), 2))
+            apart._layout = replace(self._layout, block_panels=panels)
+            apart = apart.with_threads(self.num_threads)
+        yield from apart._stages(texts, probabilities)
+
+    def _stages(self, texts: Sequence[Ids], probabilities: Collection[int]) -> Iterator[Stage]:
         none = self._none
         arguments = self.pool.call(lambda job: self._arguments(job, texts, none, none, every_token=True))
         work = arguments.work
@@ -230,14 +255,35 @@ class NumbaBackend:
             for name, part in sums.items():
                 yield f"layers.{i}.{name}", np.array(self._rows(part, ends[-1]))
             yield f"layers.{i}", after
+            if i in probabilities:
+                yield f"layers.{i}.probabilities", self._probabilities(work.q, work.kv, len(texts[0]))
         states = run(layers)
         yield "norm", states
         yield "pooled", reference.normalize(states[ends - 1])
 
-    def _rows(self, panels: NDArray[np.float32], tokens: int) -> NDArray[np.float32]:
-        """View panels [P, D', 16] as [tokens, hidden_size]."""
+    def _probabilities(
+        self, q: NDArray[np.float32], kv: NDArray[np.float32], tokens: int
+    ) -> NDArray[np.float32]:
+        """Compute what softmax gives for the queries and keys that a layer left: [N, T, S].
+
+        The kernel never has them at once. Where it rounds q and k to bfloat16, these are from before that.
+        """
+        c = self.config
+        N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        q_NTH, k_KSH = (
+            self._rows(x, tokens, heads * H).reshape(tokens, heads, H).swapaxes(0, 1)
+            for x, heads in ((q, N), (kv, K))
+        )
+        scores_NTS = q_NTH @ np.repeat(k_KSH, N // K, axis=0).swapaxes(1, 2) * np.float32(H**-0.5)
+        scores_NTS[:, np.triu(np.ones((tokens, tokens), bool), k=1)] = -np.inf
+        return reference.softmax(scores_NTS)
+
+    def _rows(
+        self, panels: NDArray[np.float32], tokens: int, width: int | None = None
+    ) -> NDArray[np.float32]:
+        """View panels [P, D', 16] as [tokens, width]; the default width is hidden_size."""
         states = panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])
-        return states[:tokens, : self.config.hidden_size]
+        return states[:tokens, : width or self.config.hidden_size]
 
     def _arguments(
         self,

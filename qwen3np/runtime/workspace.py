@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from ..engine import Work
 from ..kernels import attention, matmul
+from ..kernels.integer import rounded_shapes
 from ..kernels.kv_layout import KV_ALIGN, shapes
+from ..kernels.panels import Rounded
 from ..loading.config import Config
 from .packed_batch import Tables
 from .packed_weights import allocate, pad
@@ -27,6 +29,7 @@ class Layout:
         config: the model's.
         parts: bfloat16 parts of an activation; 0 for float32.
         tiles: operands are AMX's.
+        integers: what operands are rounded to, int16 or int8; None if they are not.
         block_panels: panels that pass a layer together.
     """
 
@@ -34,6 +37,7 @@ class Layout:
     parts: int
     tiles: bool
     block_panels: int
+    integers: Any = None
 
     @property
     def dtype(self) -> Any:
@@ -41,7 +45,7 @@ class Layout:
         return np.uint16 if self.parts else np.float32
 
     def operand(self, rows: int) -> tuple[int, ...]:
-        """The shape of one block's operand of so many rows."""
+        """The shape of one block's operand of so many rows, if it is not of integers."""
         if self.tiles:
             return self.block_panels, self.parts, rows // 2, 32
         return (self.block_panels, rows // 2, 32) if self.parts else (self.block_panels, rows, 16)
@@ -97,13 +101,22 @@ class Workspace:
             pooled_x=self._array("pooled_x", (pooled, D, 16)),
             keys=self._array("keys", keys, layout.dtype),
             values=self._array("values", values, layout.dtype),
-            h=self._array("h", layout.operand(D), layout.dtype),
+            h=self._operand("h", D),
             q=self._array("q", (block, NH, 16)),
             kv=self._array("kv", (block, pad(2 * KH, 32), 16)),
-            attn_out=self._array("attn_out", layout.operand(NH), layout.dtype),
-            act=self._array("act", layout.operand(F), layout.dtype),
+            attn_out=self._operand("attn_out", NH),
+            act=self._operand("act", F),
             scratch=self._array("scratch", (num_threads, scratch)),
         )
+
+    def _operand(self, name: str, rows: int) -> Any:
+        """One block's operand of so many rows."""
+        layout = self.layout
+        if layout.integers is None:
+            return self._array(name, layout.operand(rows), layout.dtype)
+        shapes, dtypes = rounded_shapes(layout.block_panels, rows, layout.integers)
+        names = (f"{name}.{field}" for field in Rounded._fields)
+        return Rounded(*map(self._array, names, shapes, dtypes))
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
         """A work array, kept from batch to batch: zeros when new, then what the batch before left."""

@@ -47,6 +47,9 @@ LIKE: dict[str, Config] = {
     "reranker-0.6B": _config(1024, 3072, 28, 16, 151669, 40960),
     "reranker-4B": _config(2560, 9728, 36, 32, 151669, 40960),
     "reranker-8B": _config(4096, 12288, 36, 32, 151669, 40960, tied=False),
+    "F2LLM-v2-80M": _config(320, 2048, 8, 16, 151936, 40960),
+    "F2LLM-v2-160M": _config(640, 1536, 9, 16, 151936, 40960),
+    "F2LLM-v2-330M": _config(896, 2560, 16, 16, 151936, 40960),
     "tiny": Config(96, 224, 4, 6, 2, 32, 2048, 32768, 1e-6, 1e6, True),
     "reranker-tiny": Config(96, 224, 4, 6, 2, 32, 2048, 32768, 1e-6, 1e6, True),
 }
@@ -233,6 +236,7 @@ def _write_tensor(
 def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) -> None:
     """Write all files but the weights."""
     reranker = like.startswith("reranker")
+    card = model_cards.FAMILY.get(f"codefuse-ai/{like}", model_cards.QWEN)
     ids = {token["content"]: token["id"] for token in load_json(tokenizer).get("added_tokens", [])}
     end, im_end = ids.get("<|endoftext|>"), ids.get("<|im_end|>")
     _write_json(
@@ -253,7 +257,10 @@ def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) 
             **asdict(config),
         },
     )
-    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    if card.end == model_cards.QWEN.end:
+        shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    else:
+        _write_json(folder / "tokenizer.json", _ending(load_json(tokenizer), card.end, ids))
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -309,11 +316,20 @@ def _write_side_files(folder: Path, like: str, config: Config, tokenizer: Path) 
     _write_json(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": model_cards.PROMPTS,
+            "prompts": {card.prompt_name: card.query_prompt, "document": ""},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
     )
+
+
+def _ending(tokenizer: dict[str, Any], end: str | None, ids: dict[str, int]) -> dict[str, Any]:
+    """Return a tokenizer.json that puts this token behind every text."""
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    token = {"SpecialToken": {"id": end, "type_id": 0}}
+    special = {end: {"id": end, "ids": [ids[str(end)]], "tokens": [end]}}
+    kind = {"type": "TemplateProcessing", "single": [a, token], "pair": [a, b, token]}
+    return tokenizer | {"post_processor": kind | {"special_tokens": special}}
 
 
 def _chat_template() -> str:

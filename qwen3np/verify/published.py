@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..loading.model_cards import CARD_MODEL, EMBEDDERS, RERANKERS, SIZES
+from ..loading.model_cards import CARD_MODEL, EMBEDDERS, F2LLM_PROMPT, QUERY_PROMPT, RERANKERS, SIZES, Card
 
 CARD_QUERIES = ["What is the capital of China?", "Explain gravity"]
 CARD_DOCUMENTS = [
@@ -243,6 +243,46 @@ TOKEN_IDS: list[tuple[str, bool, list[int]]] = [
     ("hello world", False, [14990, 1879, END_OF_TEXT]),
     ("", False, [END_OF_TEXT]),
 ]
+# The same of models whose prompt ends with a space, computed with the tokenizer.json of Qwen3 itself
+# (151,936 rows; sha256 aeb13307...).
+IDS_OF_PROMPTS = {
+    QUERY_PROMPT + " ": PROMPT_IDS,
+    F2LLM_PROMPT: [
+        641,
+        1235,
+        25,
+        16246,
+        264,
+        3405,
+        11,
+        17179,
+        46769,
+        429,
+        646,
+        1492,
+        4226,
+        279,
+        3405,
+        624,
+        2859,
+    ],
+}
+IDS_BEHIND_A_SPACE = {
+    CARD_QUERIES[0]: [25, 3555, 374, 279, 6722, 315, 5616, 30],
+    CARD_QUERIES[1]: [25, 81917, 23249],
+    "Mizzen": [25, 71595, 5679],
+}
+ENDS = {"<|endoftext|>": END_OF_TEXT, "<|im_end|>": 151645}
+
+
+def token_ids(card: Card) -> list[tuple[str, bool, list[int]]]:
+    """Return TOKEN_IDS as a model of this card has them, without the token at the end."""
+    before = IDS_OF_PROMPTS.get(card.query_prompt)
+    return [
+        (text, is_query, [*before, *IDS_BEHIND_A_SPACE[text]] if before and is_query else ids[:-1])
+        for text, is_query, ids in TOKEN_IDS
+    ]
+
 
 # What a reranker reads: (query, document, ids of the body with RERANKER_INSTRUCTION).
 YES_NO = (9693, 2152)

@@ -39,8 +39,9 @@ AGAINST = ("numpy", "transformers")
 
 # How far a stage may be from float64, as a multiple of plain float32's distance. Measured at all 87 stages of
 # a generated 0.6B: the float32 kernels 0.7 to 1.5, bfloat16 activations ("medium") 2900 to 6800. Two bfloat16
-# parts ("high" where the CPU multiplies bfloat16) round 2^9 times finer than one, which makes 14.
-STAGE_TOLERANCE = {"float32": 8.0, "high": 64.0, "medium": 20000.0}
+# parts ("high" where the CPU multiplies bfloat16) round 2^9 times finer than one, which makes 14. Weights
+# that are rounded to int8, against those of the file: 5000 to 40000.
+STAGE_TOLERANCE = {"float32": 8.0, "high": 64.0, "medium": 20000.0, "low": 100000.0}
 
 
 @dataclass(frozen=True)

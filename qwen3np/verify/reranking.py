@@ -29,7 +29,7 @@ from .checks import (
 
 # What the arithmetic may add to a published difference's own tolerance. The published models' logits reach
 # some 20, and PyTorch's bfloat16 is off by 0.8.
-ALLOWANCE = {"float32": 0.0, "high": 4e-4, "medium": 0.3}
+ALLOWANCE = {"float32": 0.0, "high": 4e-4, "medium": 0.3, "low": 0.5}
 
 SIGMOID = 1e-6  # relative: eight roundings of float32
 

@@ -35,12 +35,12 @@ async def info(request: Request) -> Response:
     service = service_of(request)
     service.check_ready()
     settings, first = service.settings, service.served[0]
-    folder = first.model.checkpoint.folder
+    folder, backend = first.model.checkpoint.folder, first.model.backend
     return answers.json(
         {
             "model_id": settings.models[0],
             "model_sha": folder.name if folder.parent.name == "snapshots" else None,
-            "model_dtype": first.model.backend.arithmetic,
+            "model_dtype": "int8" if backend.weights == "int8" else backend.arithmetic,
             "served_model_name": first.name,
             "model_type": _type(first),
             "max_concurrent_requests": settings.max_concurrent_requests,
