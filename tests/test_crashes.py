@@ -22,7 +22,7 @@ from qwen3np.synth.checkpoints import synthesize
 OUTPUTS = [".npy", ".jsonl", ".parquet", ".safetensors"]
 SCENARIOS = (
     *("fresh", "resume", "overwrite", "overwrite-numbered", "overwrite-work", "resume-overwrite"),
-    *("last", "text"),
+    *("last", "text", "update", "update-work"),
 )
 
 
@@ -50,7 +50,10 @@ FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this syst
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "output, scenario",
-    [*((".npy", s) for s in SCENARIOS), *((o, s) for o in OUTPUTS[1:] for s in ("overwrite", "last"))],
+    [
+        *((".npy", s) for s in SCENARIOS),
+        *((o, s) for o in OUTPUTS[1:] for s in ("overwrite", "last", "update")),
+    ],
 )
 def test_a_kill_at_any_file_operation_loses_nothing(tiny, other_model, tmp_path, output, scenario):
     """Then the same command, --resume, --overwrite, another model, or texts.
@@ -64,7 +67,7 @@ def test_a_kill_at_any_file_operation_loses_nothing(tiny, other_model, tmp_path,
 
 
 @FORKS
-@pytest.mark.parametrize("scenario, step, offset", [("overwrite", 29, 7)])
+@pytest.mark.parametrize("scenario, step, offset", [("overwrite", 29, 7), ("update", 31, 9)])
 def test_a_kill_at_some_file_operations_loses_nothing(tiny, other_model, tmp_path, scenario, step, offset):
     found = crashes(tiny, other_model, tmp_path, ".npy", scenario, step, offset)
     assert found["faults"] == [] and found["points"] > 4
@@ -401,7 +404,7 @@ def test_without_flock_a_run_works_and_a_lock_that_is_left_is_named(embed, sourc
         code, _, err = embed("in.txt", "--output", "out.npy", "--resume")
         assert code == 2 and "another run is writing it" in err and "delete out.npy.partial/lock.soft" in err
     assert embed("in.txt", "--output", "out.npy", "--resume")[0] == 0
-    names = ["in.txt", "out.npy", "out.npy.json"]
+    names = ["in.txt", "out.npy", "out.npy.hashes.npy", "out.npy.json"]
     assert sorted(p.name for p in source.parent.iterdir()) == names
 
 

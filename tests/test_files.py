@@ -90,9 +90,10 @@ def test_every_format_to_every_other(embed, model, source, output, ids, tmp_path
     np.testing.assert_array_equal(vectors, model.encode(TEXTS))
     assert vectors.dtype == np.float32 and texts in (None, TEXTS)
     assert found_ids == (ids or (None if output == ".npy" else list(range(6))))
-    beside = {"out.npy.ids.jsonl"} if output == ".npy" else {"out.safetensors.ids.jsonl"}
-    named = beside if ids and output in (".npy", ".safetensors") else set()
-    assert {p.name for p in tmp_path.iterdir()} == {f"in{source}", out.name, out.name + ".json"} | named
+    beside = {".json"}
+    if output in (".npy", ".safetensors"):  # which hold no texts
+        beside |= {".hashes.npy", ".ids.jsonl"} if ids else {".hashes.npy"}
+    assert {p.name for p in tmp_path.iterdir()} == {f"in{source}", out.name, *(out.name + b for b in beside)}
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -408,7 +409,7 @@ def test_an_output_is_replaced_only_if_asked(embed, model, tmp_path):
     assert embed("in.jsonl", "--output", "out.npy", "--overwrite")[0] == 0
     write_input(tmp_path / "in.txt", TEXTS[:2])
     assert embed("in.txt", "--output", "out.npy", "--overwrite")[0] == 0
-    names = ["in.jsonl", "in.txt", "out.npy", "out.npy.json"]  # and no older ids
+    names = ["in.jsonl", "in.txt", "out.npy", "out.npy.hashes.npy", "out.npy.json"]  # and no older ids
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert np.load(tmp_path / "out.npy").shape == (2, 96)
 

@@ -300,3 +300,26 @@ def test_sizes_may_be_numpy_integers(vectors):
     for top_k in (0, -1, 2.0, True, "3", None):
         with pytest.raises(ValueError, match="top_k must be a positive integer"):
             semantic_search(queries, corpus, top_k)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "uint8"])
+@pytest.mark.parametrize("name", ["cosine", "dot"])
+def test_the_compiled_search_finds_what_numpys_does(monkeypatch, dtype, name):
+    """Blocks read by threads; odd dimensions; rows that are equal, zero or huge."""
+    rng = np.random.default_rng(0)
+    corpus = rng.standard_normal((3000, 67)).astype(np.float32)
+    corpus[500:520], corpus[7] = corpus[3], 0
+    ranges = np.stack([corpus.min(axis=0), corpus.max(axis=0)])
+    if dtype == "float32":
+        corpus[10:12], corpus[12] = corpus[10:12] * 1e25, corpus[12] * 1e-30
+    options = {"score_function": name, "corpus_precision": dtype, "ranges": ranges}
+    rows = quantize_embeddings(corpus, dtype, ranges)
+    queries = np.concatenate([corpus[2:4], rng.standard_normal((2, 67)).astype(np.float32)])
+    expected = semantic_search(queries, rows, 30, **options)
+    monkeypatch.setattr(search, "MANY_VALUES", 0)
+    monkeypatch.setattr(search, "BLOCK_ROWS", 700)
+    assert semantic_search(queries, rows, 30, **options) == expected
+    if dtype == "float32":
+        rows[2100, 5] = np.nan
+        with pytest.raises(ValueError, match="corpus row 2100 holds a NaN"):
+            semantic_search(queries, rows, 30, **options)

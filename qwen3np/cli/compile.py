@@ -54,8 +54,10 @@ def compile_kernels(
         Kernel and types -> whether it is kept on disk.
     """
     from ..engine import forward, stage
+    from ..kernels.scan import scan
     from ..runtime.numba_backend import FLOATING, PRECISIONS, NumbaBackend
     from ..runtime.packed_weights import encode_share, is_bfloat16, pack_share
+    from ..search import compile_scans
 
     every = ("highest",) if reproducible else PRECISIONS if weights == "int8" else FLOATING
     precisions = every if matmul_precision is None else (matmul_precision,)
@@ -65,9 +67,10 @@ def compile_kernels(
                 if weights == "stored" or is_bfloat16(checkpoint):
                     list(NumbaBackend(checkpoint, precision, None, reproducible, weights).stages([[0]]))
             del checkpoint  # Windows deletes no file that is mapped
+    compile_scans()
     return {
         f"{kernel.__name__} {number}": kernel._cache.kept(types, kernel.targetctx)
-        for kernel in (pack_share, encode_share, forward, stage)
+        for kernel in (pack_share, encode_share, forward, stage, scan)
         for number, types in enumerate(kernel.signatures, 1)
     }
 

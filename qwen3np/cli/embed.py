@@ -15,6 +15,7 @@ from ..files.record import ERRORS, beside
 from ..files.run import Job, Report, bad_rows_message, check_free, embed_file, save
 from ..files.sources import Source, find
 from ..files.work import Totals, kept
+from ..quantization import VECTOR_PRECISIONS
 from ..runtime.progress import bar, ticking, worth_showing
 from . import options
 from .inputs import STDIN, is_read, looks_like_file, names_file, refusal, stdin_lines, texts
@@ -29,7 +30,10 @@ EXAMPLES = (
     "qwen3np embed notes/ manual.md --chunk-tokens 512 --overlap 64 --output notes.parquet",
     "zcat texts.gz | qwen3np embed - --output vectors.npy",
 )
-OF_FILES = ("column", "template", "id_column", "delimiter", "txt", "chunk_tokens", "overlap", "resume")
+OF_FILES = (
+    *("column", "template", "id_column", "delimiter", "txt", "chunk_tokens", "overlap"),
+    *("resume", "update"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="OUT",
-        help="write float32 vectors to this .npy, .jsonl, .parquet or .safetensors file; required for files "
+        help="write the vectors to this .npy, .jsonl, .parquet or .safetensors file; required for files "
         "of texts",
     )
     files = parser.add_argument_group("for files of texts")
@@ -93,6 +97,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="bad rows: fail before anything is computed, or skip them and list them in OUT.errors.jsonl "
         "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=VECTOR_PRECISIONS,
+        default="float32",
+        help="how OUT holds vectors: int8 and uint8 with their ranges beside, in OUT.ranges.npy; binary and "
+        "ubinary with one bit per dimension (default: %(default)s)",
+    )
+    files.add_argument(
+        "--update",
+        action="store_true",
+        help="bring OUT up to date with a file that has changed: only new texts are computed; rows that are "
+        "gone from the file go from OUT",
     )
     files.add_argument(
         "--resume", action="store_true", help="continue where an interrupted run stopped, if one did"
@@ -127,8 +144,10 @@ def run(args: argparse.Namespace) -> None:
             print(outputs.json_line({"text": text}, vector))
         return
     info = {"model": options.model_name(args.model), "dim": str(vectors.shape[1]), "prompt": prompt}
+    if args.precision != "float32":
+        info["precision"] = args.precision
     save(args.output, found, vectors, info, args.overwrite)
-    say(f"{args.output}: {vectors.shape[0]} x {vectors.shape[1]} {vectors.dtype}")
+    say(f"{args.output}: {len(vectors)} x {outputs.Kind(args.precision, vectors.shape[1])}")
 
 
 def input_names(args: argparse.Namespace) -> list[str]:
@@ -176,8 +195,8 @@ def embed_whole_files(args: argparse.Namespace, names: list[str]) -> None:
     source = source_of(args, names)
     for note in source.notes:
         say(note)
-    settings = {name: getattr(args, name) for name in ("on_error", "resume", "overwrite")}
-    job = Job(source, args.output, **settings)
+    settings = ("on_error", "resume", "overwrite", "precision", "update")
+    job = Job(source, args.output, **{name: getattr(args, name) for name in settings})
     shown = _Bar(source.name)
     try:
         report = embed_file(
@@ -204,11 +223,19 @@ def embed_whole_files(args: argparse.Namespace, names: list[str]) -> None:
 
 def _summary(job: Job, report: Report) -> list[str]:
     totals = report.totals
-    lines = [f"{job.output}: {totals.texts:,} x {report.dim} float32, {totals.tokens:,} tokens"]
+    lines = [f"{job.output}: {totals.texts:,} x {report.kind}, {totals.tokens:,} tokens"]
     if report.complete:
         lines[0] += ": is complete"
     elif report.resumed:
         lines[0] += f" ({report.resumed:,} rows were done before)"
+    if report.older is not None:
+        kept, gone = report.older.kept, report.older.gone
+        lines[0] += f"; {kept:,} rows kept, {totals.texts - kept:,} new or changed, {gone:,} gone and removed"
+    if report.outside > 0:
+        lines.append(
+            f"{report.outside:.2%} of the new values are outside the ranges of the older rows and were "
+            "clipped; --overwrite takes ranges anew"
+        )
     if totals.cut:
         limit = f"{report.max_seq_length:,} tokens"
         lines.append(f"{totals.cut:,} texts were cut to {limit}; the longest had {totals.longest:,}")

@@ -16,6 +16,8 @@ from .inputs import refuse_file_names
 COMMANDS = {
     "embed": "turn texts, or a whole file of them, into vectors",
     "search": "find the best texts in a file that embed wrote",
+    "export": "write what embed wrote to DuckDB, LanceDB, FAISS or usearch",
+    "duplicates": "find equal and nearly equal texts in what embed wrote",
     "similarity": "compare queries with documents, as a table",
     "rerank": "rank documents for a query, as a table or JSON lines",
     "serve": "answer HTTP clients: text-embeddings-inference, OpenAI, rerank and Ollama routes",

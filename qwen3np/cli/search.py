@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import saved
-from ..search import Nearest, as_matrix, positive
+from ..files import indexes, saved
+from ..search import search_blocks
 from ..table import table, terminal_columns
 from . import options
 from .inputs import texts
@@ -19,7 +19,12 @@ EXAMPLES = ('qwen3np search articles.parquet "Why do things fall?" --top-k 5',)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.model_options(parser, None, otherwise="the one that made FILE")
-    parser.add_argument("corpus", type=Path, metavar="FILE", help="what embed --output wrote, in any format")
+    parser.add_argument(
+        "corpus",
+        type=Path,
+        metavar="FILE",
+        help="what embed --output wrote, in any format, or export to .usearch or .faiss",
+    )
     parser.add_argument("queries", nargs="+", metavar="QUERY", help="queries; -: one per line from stdin")
     options.literal(parser)
     parser.add_argument("-k", "--top-k", type=int, default=10, help="texts per query (default: %(default)s)")
@@ -32,13 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--texts", type=Path, metavar="FILE", help="the file that was embedded, if FILE holds no texts"
     )
+    parser.add_argument(
+        "--rescore",
+        type=Path,
+        metavar="FILE",
+        help="score the nearest 4 times TOP_K rows of a quantised FILE again, by its vectors in float32",
+    )
     options.column_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Search; the corpus says which model to use where `args.model` is None."""
     asked = texts(args.queries, args.literal)
-    corpus = saved.open_saved(args.corpus)
+    corpus = indexes.open_corpus(args.corpus)
     made_by = corpus.info.get("model")
     if args.model is None:
         args.model = made_by or options.EMBEDDER
@@ -56,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     queries = model.encode_query(
         asked, prompt=args.prompt, instruction=args.instruction, truncate_dim=corpus.dim
     )
-    hits = _nearest(queries, corpus, args.top_k, model.similarity_fn_name)
+    hits = _nearest(queries, corpus, args, model.similarity_fn_name)
     rows = {hit["corpus_id"] for found in hits for hit in found}
     found = _with_texts(args, corpus, rows)
     for query, best in zip(asked, hits, strict=True):
@@ -71,18 +82,25 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _nearest(
-    queries: Any, corpus: saved.Saved, top_k: int, score_function: str
+    queries: Any, corpus: saved.Saved, args: argparse.Namespace, score_function: str
 ) -> list[list[dict[str, Any]]]:
-    nearest = Nearest(as_matrix(queries, "queries"), positive("top_k", top_k), score_function)
-    for block in corpus.blocks():
-        try:
-            nearest.add(block)
-        except ValueError as error:
-            raise corpus.error(error) from error
-    return [
-        [{"corpus_id": int(i), "score": float(s)} for i, s in zip(ids, scores, strict=True)]
-        for ids, scores in nearest.found
-    ]
+    if isinstance(corpus, indexes.Index):
+        return corpus.search(queries, args.top_k)
+    exact = None if args.rescore is None else saved.open_saved(args.rescore)
+    if exact is not None and (exact.precision, exact.dim) != ("float32", corpus.dim):
+        raise ValueError(f"{args.rescore}: expected float32 vectors of {corpus.dim} dimensions")
+    if exact is not None and exact.vectors.shape[0] != corpus.vectors.shape[0]:
+        raise ValueError(f"{args.rescore}: holds {len(exact.vectors)} vectors, {args.corpus} {corpus.count}")
+    return search_blocks(
+        queries,
+        corpus.blocks,
+        args.top_k,
+        score_function,
+        (corpus.precision, corpus.ranges),
+        lambda rows: corpus.vectors[rows],
+        None if exact is None else lambda rows: exact.vectors[rows],
+        what=f"{corpus.path}: corpus row",
+    )
 
 
 def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -> dict[int, saved.Found]:

@@ -36,6 +36,31 @@ def of_model(model: Embedder, prompt: str, dim: int) -> dict[str, Any]:
     }
 
 
+def of_vectors(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a run's identity that says what its vectors mean.
+
+    Two runs in which it is the same give vectors that may stand in one file: of the same weights and prompt,
+    in the same precision. Their last bits may differ, as CPUs and versions of this package do.
+    """
+    names = ("model", "prompt", "dim", "max_seq_length")
+    kind = {"precision": run.get("precision", "float32"), "backend": run["backend"][2:]}
+    return {name: run.get(name) for name in names} | kind
+
+
+def others(run: Mapping[str, Any], older: Iterable[Mapping[str, Any] | None]) -> str:
+    """Return the versions and backends, other than this run's, that made the vectors of older runs."""
+    found = {(_maker(run)): None}
+    for made in filter(None, older):
+        found |= dict.fromkeys(
+            [*filter(None, made["info"].get("also_by", "").split("; ")), _maker(made["run"])]
+        )
+    return "; ".join([*found][1:])
+
+
+def _maker(run: Mapping[str, Any]) -> str:
+    return " ".join(map(str, [run["qwen3np"], *run["backend"]]))
+
+
 def model_digest(checkpoint: Checkpoint, num_threads: int = 1) -> str:
     """Return a digest of all weights (about 1 GB per second and thread) and of the folder's settings."""
     digest = hashlib.blake2b(digest_size=32)

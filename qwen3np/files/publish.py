@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from . import atomic, outputs, record
-from .record import ERRORS, IDS, RECORD, VECTORS, beside, state, states
+import numpy as np
+from numpy.typing import NDArray
+
+from ..quantization import quantization_ranges, quantize_embeddings
+from . import atomic, indexes, outputs, record
+from .record import ERRORS, HASHES, IDS, RANGES, RECORD, VECTORS, beside, state, states
 from .rows import BadRow
-from .work import Chunk, Totals, WorkFolder
+from .work import Chunk, Totals, WorkFolder, npy_header
 
 SHOWN = 5  # bad rows that a message names
 
@@ -56,9 +60,23 @@ def stage(work: WorkFolder, chunks: Callable[[], Iterable[Chunk]], totals: Total
     assert manifest is not None
     made = {suffix: work.staged(suffix) for suffix in record.SUFFIXES}
     first_bad_rows = list(islice(_bad_rows(chunks()), SHOWN)) if totals.rows > totals.texts else []
+    kind = outputs.Kind(manifest["info"].get("precision", "float32"), manifest["dim"])
     names = [VECTORS]
     try:
-        outputs.write_output(made[VECTORS], chunks(), totals, manifest["dim"], manifest["info"])
+        ranges = manifest.get("ranges")
+        if kind.precision.endswith("int8"):
+            ranges = np.array(ranges, np.float32) if ranges is not None else _ranges(chunks())
+            atomic.write_file(made[RANGES], npy_header(ranges.shape), ranges)
+            names.append(RANGES)
+        stored = (_stored(chunk, kind, ranges) for chunk in chunks())
+        suffix = work.output.suffix.lower()
+        if suffix in indexes.SUFFIXES:
+            indexes.write_index(made[VECTORS], stored, kind, manifest["info"])
+        else:
+            outputs.write_output(made[VECTORS], stored, totals, kind, manifest["info"])
+        if suffix in outputs.WITHOUT_TEXTS:
+            outputs.write_hashes(made[HASHES], chunks(), totals)
+            names.append(HASHES)
         if outputs.needs_ids_file(work.output, totals):
             outputs.write_ids(made[IDS], chunks())
             names.append(IDS)
@@ -118,6 +136,19 @@ def finish(work: WorkFolder, overwrite: bool = False) -> dict[str, Any]:
     atomic.sync_folder(output.parent)
     work.remove()
     return manifest
+
+
+def _ranges(chunks: Iterable[Chunk]) -> NDArray[np.float32]:
+    """Return the smallest and the largest value of each dimension of all vectors."""
+    found = [[x.min(axis=0), x.max(axis=0)] for chunk in chunks if len(x := chunk.vectors)]
+    return quantization_ranges(np.concatenate(found))
+
+
+def _stored(chunk: Chunk, kind: outputs.Kind, ranges: NDArray[np.float32] | None) -> Chunk:
+    """Return the chunk with its vectors as the output stores them."""
+    if kind.precision == "float32" or chunk.vectors.dtype != np.float32:
+        return chunk
+    return replace(chunk, vectors=quantize_embeddings(chunk.vectors, kind.precision, ranges))
 
 
 def _moved(output: Path, suffix: str, files: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""An output with what is beside it, as a whole: OUT, OUT.ids.jsonl, OUT.errors.jsonl and OUT.json.
+"""An output with what is beside it, as a whole: OUT, OUT.json, and OUT.ids.jsonl and others where needed.
 
 OUT.json, the record, says what was embedded how and which bytes the other files have. By it a later command
 knows that files are of one run, and that it may replace them: a file of such a name that the record does not
@@ -19,7 +19,10 @@ FORMAT = "qwen3np output 1"
 
 # What the names of the files add to OUT, in the order in which they appear. The record is first: from then on
 # it does not describe the older files, so that they are not taken for the new ones. OUT itself is last.
-RECORD, ERRORS, IDS, VECTORS = SUFFIXES = (".json", ".errors.jsonl", ".ids.jsonl", "")
+RECORD, ERRORS, IDS, HASHES, RANGES, VECTORS = SUFFIXES = (
+    *(".json", ".errors.jsonl", ".ids.jsonl", ".hashes.npy", ".ranges.npy"),
+    "",
+)
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
 
@@ -109,7 +112,7 @@ def check_beside(output: Path, known: Mapping[str, State | None]) -> None:
         known: States of files that have been found good before.
     """
     record = read_record(output)
-    for suffix in (RECORD, ERRORS, IDS):
+    for suffix in SUFFIXES[:-1]:
         path = beside(output, suffix)
         found = state(path)
         if found is None or found == known.get(suffix):

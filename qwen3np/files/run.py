@@ -17,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..loading.tokenizer import TRUNCATED
+from ..quantization import VECTOR_PRECISIONS, quantize_embeddings
 from . import identity, outputs, record
 from .cells import NOT_UTF8
 from .publish import SHOWN, check_leftovers, finish, is_staged, stage
 from .rows import BadRow, Row
+from .saved import open_saved
 from .sources import Source
+from .update import Older
 from .work import Chunk, Totals, WorkFolder
 
 if TYPE_CHECKING:
@@ -50,6 +53,9 @@ class Job:
             lists them in OUT.errors.jsonl.
         resume: Continue with what an interrupted run left in OUT.partial.
         overwrite: Replace an output that exists and, unless `resume`, what is left of a run.
+        precision: How the output stores vectors, one of VECTOR_PRECISIONS.
+        update: Replace an output of another input, taking from it the vectors of texts that are in both. What
+            is left of a run is continued as far as its rows are the same.
     """
 
     source: Source
@@ -57,11 +63,8 @@ class Job:
     on_error: str = "fail"
     resume: bool = False
     overwrite: bool = False
-
-    @property
-    def with_texts(self) -> bool:
-        """Whether the output holds the texts."""
-        return self.output.suffix.lower() in outputs.WITH_TEXTS
+    precision: str = "float32"
+    update: bool = False
 
     def rows(self) -> Iterator[Row | BadRow]:
         """Yield the rows of the source."""
@@ -73,20 +76,24 @@ class Report:
     """What came of a job.
 
     Attributes:
-        dim: Number of dimensions of the vectors.
+        kind: What the vectors are.
         totals: Totals of all runs that the job took.
         resumed: Number of rows that were done before this run.
         first_bad_rows: The first rows that were left out.
         max_seq_length: The length in tokens at which texts were truncated.
         complete: Whether there was nothing left to compute.
+        older: What was taken from the output that was updated, if one was.
+        outside: How much of the new values is outside the ranges of that output, from 0 to 1.
     """
 
-    dim: int
+    kind: outputs.Kind
     totals: Totals
     resumed: int
     first_bad_rows: Sequence[BadRow]
     max_seq_length: int
     complete: bool = False
+    older: Older | None = None
+    outside: float = 0.0
 
 
 def embed_file(
@@ -101,8 +108,9 @@ def embed_file(
     """Embed every text of a file into an output that appears complete or not at all.
 
     Its bytes do not depend on interruptions. Nothing is replaced or deleted before the files, the model and
-    the options are found good, and an older output stays until the new one is complete. With job.resume, an
-    output that the same run has finished is reported as complete.
+    the options are found good, and an older output stays until the new one is complete. With job.resume or
+    job.update, an output that the same run has finished is reported as complete. An update gives the bytes
+    that a new run would give, but for int8 and uint8, which keep the ranges of the older output.
 
     Args:
         job: What to embed into what.
@@ -119,15 +127,16 @@ def embed_file(
         OSError: The disk is full, for one; `resume` continues afterwards.
     """
     _check(job)
+    again = job.resume or job.update
     with WorkFolder(job.output) as work:
         work.check_writable()
-        check_leftovers(job.output, work, job.resume, job.overwrite)
+        check_leftovers(job.output, work, again, job.overwrite)
         replaces = record.states(job.output)
         digest = job.source.digest
-        kept = work.manifest if job.resume else None
+        kept = work.manifest if again else None
         finished = _finished(job, work)
         known = kept or (None if job.overwrite else finished)
-        if known is None:
+        if known is None or job.update:
             rows, bad = _survey(job)
         else:
             _check_same(job, work, {"input": known["run"].get("input")}, {"input": digest})
@@ -138,32 +147,43 @@ def embed_file(
         prompt = prompt_of(model)
         # A wrong dimension or unsound weights are an error now. (Some tokenizers refuse an empty text.)
         dim = len(model.encode("a", prompt=prompt, truncate_dim=dim))
-        if job.source.prepare(model, prompt) and known is None:
+        if job.source.prepare(model, prompt) and (known is None or job.update):
             rows, bad = _survey(job)  # of chunks
         run = _run(job) | identity.of_model(model, prompt, dim)
         if known is not None:
-            _check_same(job, work, known["run"], run)
+            means = identity.of_vectors if job.update else dict
+            _check_same(job, work, means(known["run"]), means(run))
         if finished is not None and finished["run"] == run:
             return _report(finished, model, rows, complete=True)
         if is_staged(work):
-            if kept is not None:
+            if kept is not None and kept["run"] == run:
                 return _report(finish(work, job.overwrite), model, rows, complete=True)
-            replaces = _make_way(work)
+            replaces, kept = _make_way(work), None
+        older = _older(job, run, finished) if job.update else None
+        info = _info(job, model_name, prompt, dim)
+        if also := identity.others(run, [kept, older.record if older else None]):
+            info["also_by"] = also
+        manifest = {"run": run, "info": info, "rows": rows, "bad": bad, "dim": dim}
+        if older is not None and older.ranges is not None:
+            manifest["ranges"] = older.ranges.tolist()
+        if job.update and kept is not None and kept.get("ranges") != manifest.get("ranges"):
+            kept = None  # its vectors cannot be quantised as the older ones are
         if kept is None:
-            info = _info(job, model_name, prompt, dim)
-            manifest = {"run": run, "info": info, "rows": rows, "bad": bad, "dim": dim, "replaces": replaces}
-            work.begin(manifest)
-        elif job.overwrite:
-            work.update(replaces=replaces)
+            work.begin(manifest | {"replaces": replaces})
+        elif job.update or job.overwrite:
+            work.update(
+                **(manifest if job.update else {}), **({"replaces": replaces} if job.overwrite else {})
+            )
         resumed, number = _verified(job, work)
+        encoder = _Encoder(model, prompt, dim, job.precision, older)
         with _without_warnings():
-            _compute(job, work, model, prompt, dim, resumed, number, lambda s: progress and progress(s, rows))
+            _compute(job, work, encoder, resumed, number, lambda s: progress and progress(s, rows))
         totals, _ = _verified(job, work, whole=True)
         found = totals.rows, totals.rows - totals.texts
         if found != (rows, bad) or job.source.changed():
             raise _changed(job)
         stage(work, work.chunks, totals)
-        return _report(finish(work), model, resumed.rows)
+        return _report(finish(work), model, resumed.rows, encoder=encoder)
 
 
 def save(
@@ -173,7 +193,7 @@ def save(
     info: Mapping[str, str],
     overwrite: bool = False,
 ) -> None:
-    """Write vectors that are all there to an output; the ids are the texts' numbers.
+    """Write vectors to an output, as info["precision"] says; the ids are the texts' numbers.
 
     Raises FileExistsError for files that would be replaced; with `overwrite`, only for those beside the
     output that do not belong to it.
@@ -211,6 +231,8 @@ def _check(job: Job) -> None:
     """Raise ValueError for a job that cannot be, before anything is read."""
     if job.on_error not in ("fail", "skip"):
         raise ValueError(f"on_error = {job.on_error!r} is neither 'fail' nor 'skip'")
+    if job.precision not in VECTOR_PRECISIONS:
+        raise ValueError(f"precision {job.precision!r} is not one of {', '.join(VECTOR_PRECISIONS)}")
     outputs.check_name(job.output)
     job.source.check()
     for suffix in record.SUFFIXES:
@@ -221,15 +243,34 @@ def _check(job: Job) -> None:
 
 
 def _finished(job: Job, work: WorkFolder) -> dict[str, Any] | None:
-    """Return the record of an output that is whole, with --resume and no run left to continue."""
+    """Return the record of an output that is whole, with --resume or --update and no run left to continue."""
     found = record.read_record(job.output)
-    if not job.resume or work.manifest is not None or found is None or not job.output.exists():
+    again = job.resume or job.update
+    if not again or work.manifest is not None or found is None or not job.output.exists():
         return None
     if record.as_recorded(job.output, found):
         return found
     if job.overwrite:
         return None
     raise FileExistsError(f"{job.output}: exists, and is not as its run wrote it; --overwrite replaces it")
+
+
+def _older(job: Job, run: Mapping[str, Any], finished: Mapping[str, Any] | None) -> Older | None:
+    """Return the vectors of the output that is there, if it is whole and they mean what this run's would."""
+    found = finished or record.read_record(job.output)
+    if (
+        found is None
+        or not job.output.exists()
+        or identity.of_vectors(found["run"]) != identity.of_vectors(run)
+    ):
+        return None
+    if finished is None and not record.as_recorded(job.output, found):
+        return None
+    older = Older(open_saved(job.output))
+    rows = (entry.text for entry in job.rows() if isinstance(entry, Row))
+    while texts := [*islice(rows, CHUNK_ROWS)]:
+        older.count(texts)
+    return older
 
 
 def _make_way(work: WorkFolder) -> dict[str, record.State | None]:
@@ -285,6 +326,10 @@ def _survey(job: Job) -> tuple[int, int]:
         if NOT_UTF8 in found:
             cure += "; a file in another encoding: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
         raise ValueError(f"{found}; nothing was computed; {cure}")
+    if rows - bad < 2 and job.precision.endswith("int8"):
+        raise ValueError(
+            f"{job.source}: {job.precision} takes its ranges from the vectors, and needs two texts or more"
+        )
     if bad == rows:
         raise ValueError(f"{bad_rows_message(job.source, bad, first)}; no row is good")
     return rows, bad
@@ -292,16 +337,27 @@ def _survey(job: Job) -> tuple[int, int]:
 
 def _run(job: Job) -> dict[str, Any]:
     """Return the part of a run's identity that is not the model's."""
-    return {**job.source.part_of_run(), "output": job.output.suffix.lower()}
+    found = {**job.source.part_of_run(), "output": job.output.suffix.lower()}
+    return found | {"precision": job.precision}
 
 
 def _info(job: Job, model_name: str, prompt: str, dim: int) -> dict[str, str]:
-    return {"model": model_name, "dim": str(dim), "prompt": prompt, **job.source.info()}
+    stored = {} if job.precision == "float32" else {"precision": job.precision}
+    return {"model": model_name, "dim": str(dim), "prompt": prompt, **job.source.info(), **stored}
 
 
-def _report(done: Mapping[str, Any], model: Embedder, resumed: int, complete: bool = False) -> Report:
+def _report(
+    done: Mapping[str, Any],
+    model: Embedder,
+    resumed: int,
+    complete: bool = False,
+    encoder: _Encoder | None = None,
+) -> Report:
     bad = [BadRow(**bad) for bad in done["first_bad_rows"]]
-    return Report(done["dim"], Totals(**done["sums"]), resumed, bad, model.max_seq_length, complete)
+    kind = outputs.Kind(done["run"].get("precision", "float32"), done["dim"])
+    older, outside = (None, 0.0) if encoder is None else (encoder.older, encoder.outside)
+    totals = Totals(**done["sums"])
+    return Report(kind, totals, resumed, bad, model.max_seq_length, complete, older, outside)
 
 
 def _verified(job: Job, work: WorkFolder, whole: bool = False) -> tuple[Totals, int]:
@@ -324,12 +380,46 @@ def _verified(job: Job, work: WorkFolder, whole: bool = False) -> tuple[Totals, 
     return totals, number
 
 
+class _Encoder:
+    """Texts -> vectors and tokens, the vectors of known texts from an older output."""
+
+    def __init__(self, model: Embedder, prompt: str, dim: int, precision: str, older: Older | None) -> None:
+        self.model, self.older = model, older
+        self._prompt, self.dim, self._precision = prompt, dim, precision
+        self._values = self._outside = 0
+
+    @property
+    def outside(self) -> float:
+        """How much of the values computed is outside the older ranges."""
+        return self._outside / max(1, self._values)
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Return how many tokens each text has, without a limit."""
+        # Tokenised once more: next to computing the vectors that takes no time.
+        return [*map(len, self.model.tokenizer.encode(texts, 1 << 62, self._prompt))]
+
+    def vectors(self, texts: list[str]) -> NDArray[Any]:
+        """Return the vectors, float32, or as the older output stores them."""
+        if self.older is None:
+            return self._computed(texts)
+        rows = self.older.rows(texts)
+        vectors = np.array(self.older.vectors[rows])  # of new texts, some other's for now
+        if new := np.flatnonzero(rows < 0).tolist():
+            computed, ranges = self._computed([texts[i] for i in new]), self.older.ranges
+            if ranges is not None:
+                self._values += computed.size
+                self._outside += int(((computed < ranges[0]) | (computed > ranges[1])).sum())
+            vectors[new] = quantize_embeddings(computed, self._precision, ranges)
+        return vectors
+
+    def _computed(self, texts: list[str]) -> NDArray[np.float32]:
+        return self.model.encode(texts, prompt=self._prompt, truncate_dim=self.dim, show_progress_bar=False)
+
+
 def _compute(
     job: Job,
     work: WorkFolder,
-    model: Embedder,
-    prompt: str,
-    dim: int,
+    encoder: _Encoder,
     totals: Totals,
     number: int,
     progress: Callable[[Totals], object],
@@ -341,7 +431,7 @@ def _compute(
     more = True
     while more:
         chunk: list[Row | BadRow] = []
-        vectors = [np.empty((0, dim), np.float32)]
+        vectors: list[NDArray[Any]] = []
         size, begun = 0, time.monotonic()
         # At least one call, however long it takes.
         while not chunk or (
@@ -356,17 +446,16 @@ def _compute(
             totals = replace(totals, rows=totals.rows + len(call) - len(rows))
             if rows:
                 texts = [row.text for row in rows]
-                vectors.append(model.encode(texts, prompt=prompt, truncate_dim=dim, show_progress_bar=False))
-                # Tokenised once more, without a limit: next to computing the vectors that takes no time.
-                lengths = list(map(len, model.tokenizer.encode(texts, 1 << 62, prompt)))
-                totals = _add(totals, rows, lengths, model.max_seq_length, texts.count(""))
+                vectors.append(encoder.vectors(texts))
+                lengths = encoder.lengths(texts)
+                totals = _add(totals, rows, lengths, encoder.model.max_seq_length, texts.count(""))
             chunk += call
             size += read
             progress(totals)
             speed = read / max(time.monotonic() - started, 1e-6)
             call_bytes = max(1, min(CALL_BYTES, int(speed * CHUNK_SECONDS / 3)))
         if chunk:
-            work.add(number, _chunk(job, chunk, np.concatenate(vectors), totals))
+            work.add(number, _chunk(chunk, vectors or [np.empty((0, encoder.dim), np.float32)], totals))
             number += 1
 
 
@@ -382,13 +471,13 @@ def _call(entries: Iterator[Row | BadRow], most_bytes: int, most_rows: int) -> t
     return call, size
 
 
-def _chunk(job: Job, entries: Sequence[Row | BadRow], vectors: NDArray[np.float32], totals: Totals) -> Chunk:
+def _chunk(entries: Sequence[Row | BadRow], vectors: Sequence[NDArray[Any]], totals: Totals) -> Chunk:
     """Return the chunk that these rows and their vectors make."""
     rows = [entry for entry in entries if isinstance(entry, Row)]
     return Chunk(
         [row.id for row in rows],
-        [row.text for row in rows] if job.with_texts else None,
-        vectors,
+        [row.text for row in rows],
+        np.concatenate(vectors),
         [entry for entry in entries if isinstance(entry, BadRow)],
         identity.rows_digest(entries),
         totals,

@@ -7,7 +7,10 @@ ids. One without a record may be any file of that kind.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Collection, Iterator
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from . import outputs
+from ..quantization import STORED_AS, values_of
+from . import atomic, outputs
 from .cells import Bad, parse_json
 from .identity import file_digest
 from .parquet import pyarrow_parquet, reading, type_of
-from .record import IDS, RECORD, VECTORS, beside, fingerprint, read_record, sample
+from .record import HASHES, IDS, RANGES, RECORD, VECTORS, beside, fingerprint, read_record, sample
 from .rows import Row, read_rows
+from .update import Hashes, hashes_of
 
 BLOCK = 4096  # vectors read at a time
 
@@ -40,10 +45,8 @@ def open_saved(path: Path) -> Saved:
     if not path.is_file():
         raise ValueError(f"{path}: {'is not a regular file' if path.exists() else 'there is no such file'}")
     saved = kinds[path.suffix.lower()](path)
-    if saved.record is not None:
-        if sample(path) != saved.record["files"].get(VECTORS, {}).get("sample"):
-            raise ValueError(saved.mixed(path))
-        saved.info = saved.record["info"]
+    if saved.record is not None and sample(path) != saved.record["files"].get(VECTORS, {}).get("sample"):
+        raise ValueError(saved.mixed(path))
     return saved
 
 
@@ -53,22 +56,77 @@ class Saved:
     Attributes:
         count: Number of vectors.
         dim: Their dimensions.
+        columns: Those of the arrays that hold them: fewer where they are bits.
+        precision: How they are stored, one of VECTOR_PRECISIONS.
         info: What the output, or the record beside it, says of the model.
         record: The record, or None.
     """
 
     count: int
     dim: int
-    info: dict[str, str]
+    columns: int
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.info = {}
         self.record = read_record(path)
+        self.info: dict[str, str] = {} if self.record is None else self.record["info"]
 
-    def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """Yield all vectors, in order, in blocks [<= 4096, dim]."""
+    @property
+    def precision(self) -> str:
+        return self.info.get("precision", "float32")
+
+    @cached_property
+    def ranges(self) -> NDArray[np.float32] | None:
+        """The ranges of int8 and uint8; None for what needs none."""
+        if not self.precision.endswith("int8"):
+            return None
+        path = self._beside(RANGES)
+        if path is None:
+            raise self.error(f"holds {self.precision}, and there is no {beside(self.path, RANGES).name}")
+        return np.load(path)
+
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        """Yield all vectors, in order, in blocks [<= 4096, columns], float32 or as they are quantised."""
         raise NotImplementedError
+
+    @cached_property
+    def vectors(self) -> NDArray[Any]:
+        """All vectors [count, columns], in a file: one without a name where the output's cannot be mapped."""
+        with tempfile.TemporaryFile(dir=self.path.parent) as file:
+            for block in self.blocks():
+                atomic.write(file, block)
+            file.flush()
+            dtype = STORED_AS[self.precision]
+            return np.memmap(file, dtype, "r", shape=(self.count, self.columns))
+
+    def floats(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the float vectors that quantised ones stand for."""
+        return values_of(stored, self.precision, self.ranges, self.dim)
+
+    def named(self) -> Iterator[Found]:
+        """Yield the id, and the text where the output holds it, of every vector."""
+        path = self._beside(IDS)
+        if path is None:
+            yield from ((row, None) for row in range(self.count))
+        else:
+            yield from ((self._id(number, line), None) for number, line in self._lines(path))
+
+    def hashes(self) -> Hashes:
+        """Return the hash of every text: from the texts, or from OUT.hashes.npy."""
+        path = self._beside(HASHES)
+        if path is not None:
+            return np.load(path)
+        texts = (text for _, text in self.named())
+        found = [np.empty((0, 2), np.uint64)]
+        while some := [*islice(texts, BLOCK)]:
+            if None in some:
+                missing = beside(self.path, HASHES).name
+                raise ValueError(
+                    f"{self.path}: nothing says of which texts its vectors are (there is no {missing}): "
+                    "embed them anew"
+                )
+            found.append(hashes_of(some))  # type: ignore[arg-type]
+        return np.concatenate(found)
 
     def find(self, rows: Collection[int]) -> dict[int, Found]:
         """Return the ids and texts of the vectors with these numbers."""
@@ -84,10 +142,25 @@ class Saved:
         return ValueError(f"{self.path}: {reason}; search reads what `qwen3np embed --output` wrote")
 
     def _check(self, shape: tuple[int, ...], dtype: str) -> None:
-        """Take the number of vectors and dimensions; ValueError for what is not a matrix of floats."""
-        if len(shape) != 2 or 0 in shape or dtype not in ("float16", "float32", "float64"):
-            raise self.error(f"holds {dtype} {list(shape)}, not vectors of floats")
-        self.count, self.dim = shape
+        """Take the number of vectors and dimensions; ValueError for what is no matrix of the right type."""
+        floats = ("float16", "float32", "float64")
+        found = self.precision
+        if found not in STORED_AS or len(shape) != 2 or 0 in shape:
+            raise self.error(f"holds {dtype} {list(shape)}, not vectors")
+        if dtype not in (floats if found == "float32" else [STORED_AS[found]]):
+            unsaid = (
+                "" if self.record else f", and no {beside(self.path, RECORD).name} says how they were made"
+            )
+            raise self.error(
+                f"holds {dtype} {list(shape)}, not vectors of {found.replace('32', 's')}{unsaid}"
+            )
+        self.count, self.columns = shape
+        self.dim = self.columns
+        if found.endswith("binary"):
+            said = self.info.get("dim", "")
+            self.dim = int(said) if said.isdecimal() else 0
+            if -(-self.dim // 8) != self.columns:
+                raise self.error(f"holds {self.columns} bytes a vector, which are not {said or 'any'} bits")
 
     def _found(self, row: int, id: Any, text: Any) -> Found:
         """Return an id and a text from values that another program may have written."""
@@ -104,31 +177,43 @@ class Saved:
             "stopped in its last step, the same command with --resume completes it"
         )
 
+    def _beside(self, suffix: str) -> Path | None:
+        """Return the file beside the output, which must be the one that the record names, if there is one."""
+        path = beside(self.path, suffix)
+        if self.record is None:
+            return path if path.exists() else None
+        written = self.record["files"].get(suffix)
+        if written is not None and not (path.is_file() and fingerprint(path) == written):
+            raise ValueError(self.mixed(path))
+        return None if written is None else path
+
     def _ids(self, rows: Collection[int]) -> dict[int, Found]:
         """Return ids from OUT.ids.jsonl, or the row numbers."""
-        path = beside(self.path, IDS)
-        if self.record is not None:
-            written = self.record["files"].get(IDS)
-            if written is not None and not (path.is_file() and fingerprint(path) == written):
-                raise ValueError(self.mixed(path))
-        if not path.exists() or (self.record is not None and written is None):
+        path = self._beside(IDS)
+        if path is None:
             return {row: (row, None) for row in rows}
-        found: dict[int, Found] = {}
+        return {
+            number: (self._id(number, line), None) for number, line in self._lines(path) if number in rows
+        }
+
+    def _id(self, number: int, line: bytes) -> int | str:
+        id = parse_json(line)
+        if isinstance(id, Bad):
+            raise ValueError(f"{beside(self.path, IDS)}, line {number + 1}: {id}")
+        if isinstance(id, dict):  # with where its text is from
+            id = id.get("id")
+        return self._found(number, id, None)[0]
+
+    def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines of OUT.ids.jsonl and their numbers; ValueError unless each vector has one."""
         number = -1
         with open(path, "rb") as file:
             for number, line in enumerate(file):
-                if number in rows:
-                    id = parse_json(line)
-                    if isinstance(id, Bad):
-                        raise ValueError(f"{path}, line {number + 1}: {id}")
-                    if isinstance(id, dict):  # with where its text is from
-                        id = id.get("id")
-                    found[number] = self._found(number, id, None)
+                yield number, line
         if number + 1 != self.count:
             raise self.error(
                 f"holds {self.count} vectors, but {path.name} {number + 1} ids: it is of another run"
             )
-        return found
 
 
 class Npy(Saved):
@@ -142,9 +227,13 @@ class Npy(Saved):
             raise self.error(error) from error
         self._check(self._vectors.shape, self._vectors.dtype.name)
 
-    def blocks(self) -> Iterator[NDArray[np.float32]]:
+    def blocks(self) -> Iterator[NDArray[Any]]:
         for start in range(0, len(self._vectors), BLOCK):
-            yield np.asarray(self._vectors[start : start + BLOCK], np.float32)
+            yield np.asarray(self._vectors[start : start + BLOCK], STORED_AS[self.precision])
+
+    @cached_property
+    def vectors(self) -> NDArray[Any]:
+        return self._vectors
 
     def find(self, rows: Collection[int]) -> dict[int, Found]:
         return self._ids(rows)
@@ -160,16 +249,17 @@ class Safetensors(Saved):
             self._vectors = self._file.get_slice("embeddings")
         except SafetensorError as error:
             raise self.error(error) from error
-        self.info = self._file.metadata() or {}
+        if self.record is None:
+            self.info = self._file.metadata() or {}
         shape = tuple(self._vectors.get_shape())
-        names = {"F16": "float16", "F32": "float32", "F64": "float64"}
+        names = {"F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "U8": "uint8"}
         dtype = self._vectors.get_dtype()
         self._check(shape, names.get(dtype, dtype))
 
-    def blocks(self) -> Iterator[NDArray[np.float32]]:
+    def blocks(self) -> Iterator[NDArray[Any]]:
         for start in range(0, self.count, BLOCK):
             end = min(start + BLOCK, self.count)  # beyond it, a slice is an error
-            yield np.asarray(self._vectors[start:end], np.float32)
+            yield np.asarray(self._vectors[start:end], STORED_AS[self.precision])
 
     def find(self, rows: Collection[int]) -> dict[int, Found]:
         if "ids" not in self._file.keys():  # noqa: SIM118 (a safe_open is not a dict)
@@ -178,6 +268,13 @@ class Safetensors(Saved):
         if ids.get_shape() != [self.count] or ids.get_dtype() != "I64":
             raise self.error(f"holds {self.count} vectors, but ids {ids.get_dtype()} {ids.get_shape()}")
         return {row: (int(ids[row : row + 1][0]), None) for row in rows}
+
+    def named(self) -> Iterator[Found]:
+        if "ids" not in self._file.keys():  # noqa: SIM118
+            yield from super().named()
+        else:
+            for start in range(0, self.count, BLOCK):
+                yield from self.find(range(start, min(start + BLOCK, self.count))).values()
 
 
 class Jsonl(Saved):
@@ -188,9 +285,10 @@ class Jsonl(Saved):
         first = next(self._records(), None)
         if first is None:
             raise self.error("is empty")
-        self.dim = len(first["embedding"])
-        if self.dim == 0:
+        if not first["embedding"]:
             raise self.error("line 1 has an embedding of no dimensions")
+        self._check((1, len(first["embedding"])), STORED_AS.get(self.precision, ""))
+        del self.count  # until all lines are read
 
     def _records(self) -> Iterator[dict[str, Any]]:
         with open(self.path, "rb") as file:
@@ -202,13 +300,14 @@ class Jsonl(Saved):
                     raise self.error(f"line {number} has no embedding: expected an object with such an array")
                 yield record
 
-    def blocks(self) -> Iterator[NDArray[np.float32]]:
+    def blocks(self) -> Iterator[NDArray[Any]]:
         waiting: list[list[float]] = []
+        numbers = {int, float} if self.precision == "float32" else {int}
         for number, record in enumerate(self._records(), 1):
-            if len(record["embedding"]) != self.dim:
+            if len(record["embedding"]) != self.columns:
                 found = len(record["embedding"])
-                raise self.error(f"line {number} has {found} dimensions, line 1 {self.dim}")
-            if not {int, float}.issuperset(map(type, record["embedding"])):
+                raise self.error(f"line {number} has {found} dimensions, line 1 {self.columns}")
+            if not numbers.issuperset(map(type, record["embedding"])):
                 raise self.error(f"line {number} has an embedding that is not all numbers")
             waiting.append(record["embedding"])
             if len(waiting) == BLOCK:
@@ -218,9 +317,9 @@ class Jsonl(Saved):
             yield self._matrix(waiting)
         self.count = number
 
-    def _matrix(self, rows: list[list[float]]) -> NDArray[np.float32]:
+    def _matrix(self, rows: list[list[float]]) -> NDArray[Any]:
         try:
-            return np.array(rows, np.float32)
+            return np.array(rows, STORED_AS[self.precision])
         except OverflowError as error:  # an integer of hundreds of digits
             raise self.error(f"holds a number that is too large ({error})") from error
 
@@ -232,6 +331,10 @@ class Jsonl(Saved):
                     record = json.loads(line)
                     found[number] = self._found(number, record.get("id"), record.get("text"))
         return found
+
+    def named(self) -> Iterator[Found]:
+        for number, record in enumerate(self._records()):
+            yield self._found(number, record.get("id"), record.get("text"))
 
 
 class Parquet(Saved):
@@ -252,15 +355,17 @@ class Parquet(Saved):
         length = 0 if first is None or kind.num_fields != 1 else len(first.column(0)[0].as_py() or ())
         names = {"float": "float32", "double": "float64", "halffloat": "float16"}
         value = str(kind.value_type) if kind.num_fields == 1 else str(kind)
+        if self.record is None:
+            found = (schema.metadata or {}).items()
+            self.info = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in found}
         self._check((self._file.metadata.num_rows, length), names.get(value, value))
-        self.info = {k.decode(): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
 
-    def blocks(self) -> Iterator[NDArray[np.float32]]:
+    def blocks(self) -> Iterator[NDArray[Any]]:
         for batch in self._batches(["embedding"]):
             flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-            if len(flat) != len(batch) * self.dim:
-                raise self.error(f"has embeddings of other lengths than {self.dim}, the first one's")
-            yield flat.reshape(-1, self.dim).astype(np.float32, copy=False)
+            if len(flat) != len(batch) * self.columns:
+                raise self.error(f"has embeddings of other lengths than {self.columns}, the first one's")
+            yield flat.reshape(-1, self.columns).astype(STORED_AS[self.precision], copy=False)
 
     def find(self, rows: Collection[int]) -> dict[int, Found]:
         found: dict[int, Found] = {}
@@ -272,6 +377,15 @@ class Parquet(Saved):
                     found[row] = self._found(row, cells.get("id"), cells.get("text"))
             first += len(batch)
         return found
+
+    def named(self) -> Iterator[Found]:
+        first = 0
+        for batch in self._batches(self._columns):
+            cells = {name: batch.column(name).to_pylist() for name in self._columns}
+            nothing = [None] * len(batch)
+            pairs = zip(cells.get("id", nothing), cells.get("text", nothing), strict=True)
+            yield from (self._found(first + n, id, text) for n, (id, text) in enumerate(pairs))
+            first += len(batch)
 
     def _batches(self, columns: list[str]) -> Iterator[Any]:
         with reading(self.path):

@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 from .atomic import replace, sync_folder, write_file
 from .cells import BadRow, parse_json
 
-FORMAT = "qwen3np work 1"
+FORMAT = "qwen3np work 2"
 OURS = re.compile(  # the names of all files that a run makes in its folder, half-written ones among them
     r"\.?(manifest\.json|\d{8}\.chunk|new\.[a-z.]+)(\.[0-9a-f]{8}\.tmp)?|lock(\..*)?|\.filelock-.*"
 )
-# What a manifest says from the start; "sums", "first_bad_rows" and "files" are added in the last step.
+# What a manifest says from the start, and "ranges" where older ones are kept; "sums", "first_bad_rows" and
+# "files" are added in the last step.
 ENTRIES = {"id": str, "run": dict, "info": dict, "rows": int, "bad": int, "dim": int, "replaces": dict}
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # Lustre, DBFS and others
 
@@ -59,8 +60,8 @@ class Chunk:
 
     Attributes:
         ids: Their ids.
-        texts: Their texts, None where the output does not hold them.
-        vectors: Their vectors [N, dim].
+        texts: Their texts.
+        vectors: Their vectors, float32 [N, dim], or as the output stores them.
         bad: The bad rows among them.
         source: The digest of the rows as they were read.
         totals: The totals so far.
@@ -68,8 +69,8 @@ class Chunk:
     """
 
     ids: Sequence[int | str]
-    texts: Sequence[str] | None
-    vectors: NDArray[np.float32]
+    texts: Sequence[str]
+    vectors: NDArray[Any]
     bad: Sequence[BadRow] = field(default=())
     source: str = ""
     totals: Totals = field(default_factory=Totals)
@@ -148,13 +149,14 @@ class WorkFolder:
             "source": chunk.source,
             "sums": asdict(chunk.totals),
             "ids": list(chunk.ids),
-            "texts": None if chunk.texts is None else list(chunk.texts),
+            "texts": list(chunk.texts),
             "where": chunk.where,
             "bad": [asdict(bad) for bad in chunk.bad],
-            "dim": chunk.vectors.shape[1],
+            "shape": chunk.vectors.shape,
+            "dtype": chunk.vectors.dtype.name,
         }
         head = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        vectors = np.ascontiguousarray(chunk.vectors, "<f4")
+        vectors = np.ascontiguousarray(chunk.vectors)
         digest = hashlib.blake2b(head, digest_size=32)
         digest.update(vectors.data)
         write_file(self._chunk(number), digest.hexdigest().encode() + b"\n", head, vectors)
@@ -274,7 +276,7 @@ class WorkFolder:
         entry = json.loads(head)
         if entry["run"] != self.manifest["id"]:
             return None
-        vectors = np.frombuffer(rest, "<f4", offset=len(head) + 1).reshape(-1, entry["dim"])
+        vectors = np.frombuffer(rest, entry["dtype"], offset=len(head) + 1).reshape(entry["shape"])
         bad = [BadRow(**bad) for bad in entry["bad"]]
         totals = Totals(**entry["sums"])
         return Chunk(entry["ids"], entry["texts"], vectors, bad, entry["source"], totals, entry.get("where"))
@@ -341,11 +343,11 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def npy_header(shape: Sequence[int]) -> bytes:
-    """Return the header of a float32 array, as numpy.save writes it (numpy.lib.format)."""
+def npy_header(shape: Sequence[int], dtype: str = "float32") -> bytes:
+    """Return the header of an array, as numpy.save writes it (numpy.lib.format)."""
     from io import BytesIO
 
     header = BytesIO()
-    fields = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+    fields = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(header, fields)
     return header.getvalue()

@@ -1,0 +1,181 @@
+"""Saved outputs -> what other programs search: tables of DuckDB and LanceDB, indexes of FAISS and usearch.
+
+A table holds id, text and embedding, the float vectors that quantised ones stand for. It is replaced or added
+to in one transaction of its database: whenever a process is killed, it is the older one or the new one. An
+index file is written as an output is (publish.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..quantization import as_bits
+from . import indexes, record
+from .extras import library
+from .publish import check_leftovers, finish, stage
+from .saved import Saved
+from .work import Chunk, Totals, WorkFolder
+
+TABLES = (".duckdb", ".lance")
+SUFFIXES = (*TABLES, *indexes.SUFFIXES)
+
+
+def export(
+    saved: Saved,
+    target: Path,
+    *,
+    table: str = "embeddings",
+    index: str | None = None,
+    append: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Write a saved output to a table or an index file, and return how many rows it then has.
+
+    Args:
+        saved: The output.
+        target: A database (.duckdb), a table's folder in one (.lance), or a file (.faiss, .usearch).
+        table: The name of the table in a .duckdb file.
+        index: What FAISS's index_factory is to make (default: "Flat", or "BFlat" of bits, which is exact), or
+            how usearch's graph is to hold the vectors (default: as the output does).
+        append: Add to a table that exists; its rows with the same ids are replaced.
+        overwrite: Replace a table or an index that exists.
+
+    Raises:
+        ValueError: The target is of another kind, or does not fit.
+        FileExistsError: It exists, without `append` or `overwrite`.
+        ImportError: The library is not installed.
+    """
+    suffix = target.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{target}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: there is no folder {target.parent}")
+    if append and suffix not in TABLES:
+        raise ValueError(f"{target}: rows are added to tables; an index is made anew, with --overwrite")
+    if suffix == ".duckdb":
+        return _to_duckdb(saved, target, table, append, overwrite)
+    if suffix == ".lance":
+        return _to_lance(saved, target, append, overwrite)
+    return _to_index(saved, target, index, overwrite)
+
+
+def _to_duckdb(saved: Saved, target: Path, table: str, append: bool, overwrite: bool) -> int:
+    duckdb = library("duckdb", target, "duckdb")
+    name = '"' + table.replace('"', '""') + '"'
+    rows = _rows(saved, target)
+    try:
+        with duckdb.connect(str(target)) as database:
+            database.begin()
+            found = (
+                "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'main' AND lower(table_name) = lower(?)"
+            )
+            exists = bool(database.execute(found, [table]).fetchall())
+            _check_free(f"{target}: table {table!r}", exists, append, overwrite)
+            database.register("qwen3np_rows", rows)
+            if exists and append:
+                database.execute("CREATE TEMP TABLE qwen3np_new AS SELECT * FROM qwen3np_rows")
+                database.execute(f"DELETE FROM {name} WHERE id IN (SELECT id FROM qwen3np_new)")
+                database.execute(f"INSERT INTO {name} BY NAME SELECT * FROM qwen3np_new")
+            else:
+                database.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM qwen3np_rows")
+            [count] = database.execute(f"SELECT count(*) FROM {name}").fetchone()
+            database.commit()
+            return int(count)
+    except duckdb.Error as error:
+        raise ValueError(f"{target}: {' '.join(str(error).split())}") from error
+
+
+def _to_lance(saved: Saved, target: Path, append: bool, overwrite: bool) -> int:
+    lancedb = library("lancedb", target, "lancedb")
+    exists = target.exists()
+    if exists and not (target / "_versions").is_dir():
+        raise FileExistsError(f"{target}: is not a table of LanceDB; move it away, or name another")
+    _check_free(str(target), exists, append, overwrite)
+    database = lancedb.connect(str(target.parent))
+    try:
+        if exists and append:
+            table = database.open_table(target.stem)
+            merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(_rows(saved, target))
+        else:
+            mode = "overwrite" if exists else "create"
+            table = database.create_table(target.stem, data=_rows(saved, target), mode=mode)
+        return int(table.count_rows())
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{target}: LanceDB says: {' '.join(str(error).split())}") from error
+
+
+def _to_index(saved: Saved, target: Path, index: str | None, overwrite: bool) -> int:
+    bits = saved.precision.endswith("binary")
+    if target.suffix.lower() == ".faiss":
+        indexes.faiss(target)
+        index = index or ("BFlat" if bits else "Flat")
+    else:
+        indexes.usearch_index(target)
+        index = index or ("b1" if bits else "i8" if saved.precision.endswith("int8") else "f32")
+    info = saved.info | {"precision": "ubinary" if bits else "float32", "index": index}
+    with WorkFolder(target) as work:
+        check_leftovers(target, work, overwrite=overwrite)
+        run = {} if saved.record is None else saved.record["run"]
+        totals = _totals(saved)
+        manifest = {"run": run, "info": info, "rows": totals.rows, "bad": 0, "dim": saved.dim}
+        work.begin(manifest | {"replaces": record.states(target)})
+        try:
+            stage(work, lambda: _chunks(saved), totals)
+        except BaseException:
+            work.remove()
+            raise
+        finish(work)
+    return totals.texts
+
+
+def _check_free(what: str, exists: bool, append: bool, overwrite: bool) -> None:
+    if exists and not (append or overwrite):
+        raise FileExistsError(f"{what} exists; --overwrite replaces it, --append adds to it")
+
+
+def _chunks(saved: Saved) -> Iterator[Chunk]:
+    """Yield ids, texts and float vectors; bits as they are."""
+    named = saved.named()
+    for block in saved.blocks():
+        some = [*islice(named, len(block))]
+        vectors = as_bits(block) if saved.precision.endswith("binary") else saved.floats(block)
+        yield Chunk([id for id, _ in some], [text or "" for _, text in some], vectors)
+
+
+def _totals(saved: Saved) -> Totals:
+    """Return the number of rows, and what their ids are."""
+    count, integers, numbered = 0, True, True
+    for id, _ in saved.named():
+        integers &= isinstance(id, int) and -(2**63) <= id < 2**63
+        numbered &= id == count
+        count += 1
+    return Totals(count, count, int_ids=integers, numbered=numbered)
+
+
+def _rows(saved: Saved, target: Path) -> Any:
+    """Return a pyarrow.RecordBatchReader of id, text and embedding."""
+    pa = library("pyarrow", target, "parquet")
+    integers, texts = _totals(saved).int_ids, next(saved.named())[1] is not None
+    names = {"id": pa.int64() if integers else pa.string()}
+    names |= {"text": pa.string()} if texts else {}
+    names |= {"embedding": pa.list_(pa.float32(), saved.dim)}
+    schema = pa.schema(list(names.items()), metadata=saved.info)
+
+    def batches() -> Iterator[Any]:
+        for chunk in _chunks(saved):
+            ids = chunk.ids if integers else [str(id) for id in chunk.ids]
+            floats = saved.floats(chunk.vectors) if saved.precision.endswith("binary") else chunk.vectors
+            flat = pa.array(np.ascontiguousarray(floats).ravel())
+            vectors = pa.FixedSizeListArray.from_arrays(flat, saved.dim)
+            yield pa.record_batch(
+                [pa.array(ids, names["id"]), *([pa.array(chunk.texts)] if texts else []), vectors],
+                schema=schema,
+            )
+
+    return pa.RecordBatchReader.from_batches(schema, batches())

@@ -1,0 +1,217 @@
+"""Databases and indexes made of saved outputs, and texts that an output holds twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3np.files import duplicates as module
+from qwen3np.files.duplicates import duplicates
+from qwen3np.files.saved import open_saved
+from qwen3np.quantization import VECTOR_PRECISIONS
+from qwen3np.search import similarity
+
+PAGE = (Path(__file__).parent.parent / "docs" / "files.md").read_text(encoding="utf-8")
+TEXTS = [f"the text with the number {n}" for n in range(40)]
+TARGETS = {"duckdb": "duckdb", "lance": "lancedb", "faiss": "faiss", "usearch": "usearch"}
+
+
+@pytest.fixture
+def saved(embed, tmp_path):
+    """Embeds texts into out + suffix, and returns the function that does."""
+
+    def save(texts=TEXTS, ids=None, output="out.npy", *options) -> Path:
+        rows = enumerate(texts) if ids is None else zip(ids, texts, strict=True)
+        lines = (json.dumps({"id": id, "text": text}) + "\n" for id, text in rows)
+        (tmp_path / "in.jsonl").write_text("".join(lines))
+        assert embed("in.jsonl", "--output", output, "--overwrite", *options)[0] == 0
+        return tmp_path / output
+
+    return save
+
+
+def table(path: Path, name: str = "embeddings") -> list[tuple]:
+    """The rows of a table, by id."""
+    if path.suffix == ".duckdb":
+        duckdb = pytest.importorskip("duckdb")
+        with duckdb.connect(str(path), read_only=True) as database:
+            rows = database.execute(f'SELECT * FROM "{name}"').fetchall()
+    else:
+        lancedb = pytest.importorskip("lancedb")
+        found = lancedb.connect(str(path.parent)).open_table(path.stem).to_arrow()
+        rows = list(zip(*(found[name].to_pylist() for name in found.column_names), strict=True))
+    return sorted((row[0], *row[1:-1], np.float32(row[-1])) for row in rows)
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("suffix", ["duckdb", "lance"])
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet", "out.jsonl", "out.safetensors"])
+@pytest.mark.parametrize("ids", [None, [f"i{n:02}" for n in range(40)]], ids=["numbers", "names"])
+def test_a_table_has_every_row_and_is_replaced_or_added_to_if_asked(
+    run, model, saved, tmp_path, suffix, output, ids
+):
+    saved(TEXTS, ids, output)
+    target = tmp_path / f"t.{suffix}"
+    code, _, err = run("export", output, target.name)
+    assert code == 0 and "40 rows x 96" in err
+    rows, vectors = table(target), model.encode(TEXTS)
+    assert [row[0] for row in rows] == (ids or [*range(40)])
+    assert {row[1] for row in rows if len(row) == 3} in (set(), set(TEXTS))
+    np.testing.assert_array_equal([row[-1] for row in rows], vectors)
+    code, _, err = run("export", output, target.name)
+    assert code == 2 and "exists; --overwrite replaces it, --append adds to it" in err
+    more = ["another", *TEXTS[1:3], "one more"]
+    saved(more, [rows[0][0], rows[1][0], rows[2][0], 99 if ids is None else "i99"], output)
+    for _ in range(2):  # the same rows again change nothing
+        assert run("export", output, target.name, "--append")[0] == 0
+        after = table(target)
+        assert len(after) == 41
+        np.testing.assert_array_equal(after[0][-1], model.encode(["another"])[0])
+        np.testing.assert_array_equal(after[-1][-1], model.encode(["one more"])[0])
+        np.testing.assert_array_equal([row[-1] for row in after[1:-1]], vectors[1:])
+    assert run("export", output, target.name, "--overwrite")[0] == 0
+    assert len(table(target)) == 4
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("suffix", ["faiss", "usearch"])
+@pytest.mark.parametrize("precision", VECTOR_PRECISIONS)
+def test_an_index_finds_what_a_search_of_the_vectors_finds(embed, run, saved, tmp_path, suffix, precision):
+    pytest.importorskip(TARGETS[suffix])
+    saved(TEXTS, [f"i{n}" for n in range(40)], "out.npy", "--precision", precision)
+    target = f"out.{suffix}"
+    assert run("export", "out.npy", target)[0] == 0
+    command = ["number 7", "number 31", "--top-k", 5, "--json"]
+    expected, found = (embed(name, *command, command="search")[1] for name in ("out.npy", target))
+    for one, other in zip(*(map(json.loads, out.splitlines()) for out in (expected, found)), strict=True):
+        scores = [[hit["score"] for hit in results["results"]] for results in (one, other)]
+        if "binary" in precision:  # of signs, and not of floats with signs
+            assert len(scores[1]) == 5 and scores[1] == sorted(scores[1], reverse=True)
+        else:
+            np.testing.assert_allclose(
+                *scores, atol=2e-2 if suffix == "usearch" and "int8" in precision else 1e-5
+            )
+        assert all(
+            TEXTS[hit["row"]] == hit["text"] and hit["id"] == f"i{hit['row']}" for hit in other["results"]
+        )
+    before = (tmp_path / target).read_bytes()
+    assert "exists; --overwrite replaces it" in run("export", "out.npy", target)[2]
+    assert (tmp_path / target).read_bytes() == before
+    assert run("export", "out.npy", target, "--overwrite")[0] == 0
+    (tmp_path / f"{target}.json").write_text("{}")
+    assert "is not as qwen3np wrote it" in run("export", "out.npy", target, "--overwrite")[2]
+
+
+@pytest.mark.exports
+def test_faiss_makes_the_index_that_it_is_asked_for(embed, run, saved, tmp_path):
+    faiss = pytest.importorskip("faiss")
+    saved()
+    assert run("export", "out.npy", "out.faiss", "--index", "HNSW16")[0] == 0
+    assert isinstance(faiss.read_index(str(tmp_path / "out.faiss")), faiss.IndexHNSW)
+    code, found, _ = embed("out.faiss", TEXTS[7], "--prompt", "", "--top-k", 1, "--json", command="search")
+    assert code == 0 and json.loads(found)["results"][0]["row"] == 7
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, err = run("export", "out.npy", "out.faiss", "--index", "nonsense", "--overwrite")
+    assert code == 2 and "FAISS makes no index 'nonsense' of these vectors" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("suffix, name", TARGETS.items())
+def test_a_library_that_is_missing_is_named(run, saved, tmp_path, monkeypatch, suffix, name):
+    saved()
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    before = sorted(tmp_path.iterdir())
+    code, _, err = run("export", "out.npy", f"t.{suffix}")
+    assert code == 2 and f"t.{suffix}: needs {name}: pip install 'qwen3np[{name}]'" in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("suffix", TARGETS)
+def test_what_is_someone_elses_is_left_alone(run, saved, tmp_path, suffix):
+    pytest.importorskip(TARGETS[suffix])
+    saved()
+    target = tmp_path / f"t.{suffix}"
+    target.mkdir() if suffix == "lance" else target.write_bytes(b"precious" * 1000)
+    for options in ([], ["--append"], ["--overwrite"]):
+        code, _, err = run("export", "out.npy", target.name, *options)
+        # An index may be replaced, if asked, as an output of embed may.
+        if options == ["--overwrite"] and suffix in ("faiss", "usearch"):
+            assert code == 0
+        else:
+            assert code == 2 and err.count("\n") == 1 and f"t.{suffix}" in err
+            assert target.is_dir() or target.read_bytes() == b"precious" * 1000
+
+
+def slow_duplicates(vectors: np.ndarray, texts: list[str], threshold: float) -> list[tuple[int, int, bool]]:
+    """As the promise reads: in order, each text against those that stay."""
+    found, stays = [], []
+    scores = similarity(vectors, vectors)
+    for i, text in enumerate(texts):
+        near = [j for j in stays if scores[i, j] >= threshold]
+        if text in texts[:i]:
+            found.append((i, texts.index(text), True))
+        elif near:
+            found.append((i, near[0], False))
+        else:
+            stays.append(i)
+    return found
+
+
+@pytest.mark.parametrize("block", [3, 7, 4096])
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+def test_duplicates_are_found_whatever_the_blocks(embed, model, saved, monkeypatch, block, output):
+    """And what is left has no two that are as near, nor the same text twice."""
+    monkeypatch.setattr(module, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    texts = [
+        TEXTS[i] + "." * n for i, n in zip(rng.integers(40, size=60), rng.integers(3, size=60), strict=True)
+    ]
+    opened = open_saved(saved(texts, output=output))
+    vectors = model.encode(texts)
+    for threshold in (0.5, 0.9, 0.97, 2):
+        found = [*duplicates(opened, opened.hashes(), threshold)]
+        assert [(d.row, d.of, d.exact) for d in found] == slow_duplicates(vectors, texts, threshold)
+        for one in found:
+            np.testing.assert_allclose(one.cosine, similarity(vectors[one.row], vectors[one.of]), atol=1e-6)
+    assert found and not all(one.exact for one in duplicates(opened, opened.hashes(), 0.9))
+
+
+def test_the_report_of_duplicates(run, saved):
+    saved(
+        ["a text", "another, quite different text", "a text", "a text."], ["x", "y", "z", "w"], "out.parquet"
+    )
+    code, out, err = run("duplicates", "out.parquet", "--exact")
+    assert code == 0 and out.splitlines()[-1].split() == ["z", "x", "1.0000", "a", "text"]
+    assert "of 4 texts 1 repeat an earlier one word for word; 3 are left without them" in err
+    code, out, err = run("duplicates", "out.parquet", "--threshold", 0.1, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [(row["id"], row["of_id"], row["exact"]) for row in rows] == [
+        ("y", "x", False), ("z", "x", True), ("w", "x", False)
+    ]  # fmt: skip
+    assert "2 nearly (cosine 0.1 or more); 1 are left" in err
+    assert run("duplicates", "out.parquet", "--threshold", "1.5")[0] == 2
+
+
+@pytest.mark.exports
+def test_every_command_of_the_page_runs(run, tiny, model, tmp_path, monkeypatch):
+    """From "Files that grow" on, in its order, after the first that writes articles.parquet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("qwen3np.cli.options.EMBEDDER", str(tiny))
+    rows = (json.dumps({"url": f"u{n}", "body": text}) + "\n" for n, text in enumerate(TEXTS))
+    (tmp_path / "articles.jsonl").write_text("".join(rows))
+    before, _, after = PAGE.partition("## Files that grow")
+    lines = re.findall("^qwen3np embed .* --output articles.parquet .*", before, re.M)[:1]
+    lines += re.findall("^qwen3np .*", after, re.M)
+    commands = [*map(shlex.split, lines)]
+    assert {command[1] for command in commands} == {"embed", "search", "export", "duplicates"}
+    for command in commands:
+        chosen = ["--model", tiny] if command[1] == "embed" else []
+        assert run(*command[1:], *chosen)[0] == 0, command
