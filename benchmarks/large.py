@@ -45,7 +45,7 @@ PAIRS = [(QUERY, "The capital of China is Beijing."), (QUERY, "Gravity is a forc
 
 def answers(folder: Path, **choices: Any) -> Any:
     """The model, and what it says of the short texts: a vector, or the scores of pairs."""
-    if (folder / "modules.json").exists():
+    if "LogitScore" not in (folder / "modules.json").read_text():
         embedder = Embedder(folder, **choices)
         return embedder, embedder.encode(QUERY)
     reranker = Reranker(folder, **choices)
