@@ -124,6 +124,12 @@ def bars(results: dict[str, Any]) -> str:
     return markdown(["", "", "against", "times as fast", "bar", ""], lines)
 
 
+def part(results: dict[str, Any]) -> str:
+    """The tables, and what they depend on."""
+    peaks = ", ".join(f"{name} {value:,.0f}" for name, value in results["roofline"].items())
+    return f"{table(results)}\n\n{bars(results)}\n\nMeasured peaks: {peaks}. {describe(results['about'])}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -136,8 +142,7 @@ def main() -> None:
         results = measure(model, args.workloads or ["1x16", "8x128"])
     if not args.workloads:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    peaks = ", ".join(f"{name} {value:,.0f}" for name, value in results["roofline"].items())
-    print(f"{table(results)}\n\n{bars(results)}\n\nMeasured peaks: {peaks}. {describe(results['about'])}")
+    print(part(results))
 
 
 if __name__ == "__main__":

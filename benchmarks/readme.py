@@ -17,6 +17,7 @@ from pathlib import Path
 
 import agreement
 import architecture
+import compact
 import ladder
 import large
 import many_cores
@@ -160,7 +161,7 @@ def figures() -> dict[str, dict[str, str]]:
             "accuracy": accuracy(),
             "agreement": agreement.table(json.loads(agreement.RESULTS.read_text())),
         },
-        "docs/speed.md": {"speed": speed()},
+        "docs/speed.md": {"speed": speed(), "compact": compact.part(json.loads(compact.RESULTS.read_text()))},
         "docs/server.md": server_pages.parts(),
         "docs/mteb.md": mteb_time.parts(),
         "docs/performance.md": many_cores.figures(json.loads(many_cores.RESULTS.read_text()))
