@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_cases import EPS, KERNELS, KINDS, run_matmul
-from kernel_operands import operand, packed, panels_of, random
+from kernel_cases import EPS, KERNELS, KINDS, run_attention, run_matmul
+from kernel_operands import (
+    from_panels,
+    operand,
+    packed,
+    panels_of,
+    random,
+    sequences,
+    stored,
+    to_panels,
+)
 from numba import njit, typeof
 
 from qwen3np import engine
-from qwen3np.kernels import isa, matmul, panels
+from qwen3np.kernels import attention, isa, matmul, panels
 from qwen3np.kernels import simd as lanes
 from qwen3np.synth.checkpoints import to_bfloat16
 
@@ -48,6 +57,24 @@ def test_the_registry_has_every_kernel_of_the_engine():
         if getattr(value, "__module__", "").startswith("qwen3np.kernels.")
     }
     assert found - OTHERS == KERNELS.keys()
+
+
+@pytest.mark.slow
+def test_attention_over_the_longest_text():
+    """Sampled rows of 32,768 tokens against float64: the first, the last, and some between."""
+    S, H = 32768, 32
+    given = sequences([S], H)
+    q, k, v = random(0, S, H), random(1, S, 1, H), random(2, S, 1, H)
+    keys, values = stored(k, given.slots, "float32"), stored(v, given.slots, "float32", values=True)
+    out = np.zeros((S // 16, H, 16), np.float32)
+    scratch = np.empty(attention.scratch_size(H, 1), np.float32)
+    run_attention(to_panels(q, H), given.tokens, keys, values, 1, H, out, scratch)
+    got = from_panels(out, S)
+    for row in (0, 1, 15, 16, 511, 512, 4095, 20000, S - 17, S - 1):
+        scores = k[: row + 1, 0].astype(np.float64) @ q[row] * H**-0.5
+        weights = np.exp(scores - scores.max())
+        exact = weights @ v[: row + 1, 0] / weights.sum()
+        np.testing.assert_allclose(got[row], exact, atol=2e-6)
 
 
 @njit(nogil=True)
