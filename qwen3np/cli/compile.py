@@ -54,9 +54,10 @@ def compile_kernels(
         Kernel and types -> whether it is kept on disk.
     """
     from ..engine import forward, stage
+    from ..interface.convert import to_int8
     from ..kernels.scan import scan
     from ..runtime.numba_backend import FLOATING, PRECISIONS, NumbaBackend
-    from ..runtime.packed_weights import encode_share, is_bfloat16, pack_share
+    from ..runtime.packed_weights import encode_share, is_bfloat16, pack_int8_share, pack_share
     from ..search import compile_scans
 
     every = ("highest",) if reproducible else PRECISIONS if weights == "int8" else FLOATING
@@ -66,11 +67,15 @@ def compile_kernels(
             for precision in precisions:
                 if weights == "stored" or is_bfloat16(checkpoint):
                     list(NumbaBackend(checkpoint, precision, None, reproducible, weights).stages([[0]]))
+            if weights == "int8" and is_bfloat16(checkpoint):  # what a file of 8 bits needs beyond that
+                file = Checkpoint(to_int8(checkpoint, Path(temporary) / "int8"))
+                NumbaBackend(file, precisions[0], None, reproducible)
+                del file
             del checkpoint  # Windows deletes no file that is mapped
     compile_scans()
     return {
         f"{kernel.__name__} {number}": kernel._cache.kept(types, kernel.targetctx)
-        for kernel in (pack_share, encode_share, forward, stage, scan)
+        for kernel in (pack_share, encode_share, pack_int8_share, forward, stage, scan)
         for number, types in enumerate(kernel.signatures, 1)
     }
 
