@@ -36,7 +36,7 @@ from qwen3np.kernels import isa
 from qwen3np.loading.checkpoint import Checkpoint
 from qwen3np.loading.tokenizer import EmbeddingTokenizer
 from qwen3np.runtime.cores import usable_cores
-from qwen3np.runtime.numba_backend import PRECISIONS
+from qwen3np.runtime.numba_backend import FLOATING, PRECISIONS
 from qwen3np.synth.checkpoints import massive_token_ids, synthesize
 
 RESULTS = Path(__file__).parent / "results" / "agreement.json"
@@ -74,9 +74,9 @@ def corpus(folder: Path) -> tuple[Ids, Ids]:
 def ours() -> list[str]:
     """Those that compute something of their own here: most CPUs have one way to multiply float32."""
     names, seen = [], set()
-    for weights in ("", " int8"):
-        for precision in PRECISIONS:
-            path = weights, precision if precision == "low" else isa.choose(precision)
+    for weights, precisions in (("", FLOATING), (" int8", PRECISIONS)):
+        for precision in precisions:
+            path = weights, isa.choose(precision)
             if path not in seen:
                 names.append(f"qwen3np {precision}{weights}")
             if path[1] in (isa.SIMD, isa.AVX2, isa.AVX512_BF16):

@@ -30,7 +30,6 @@ from workers import Models, Worker, say, timer
 
 from qwen3np.kernels import isa
 from qwen3np.runtime.cores import usable_cores
-from qwen3np.runtime.numba_backend import PRECISIONS
 from qwen3np.synth.checkpoints import synthesize
 
 RESULTS = Path(__file__).parent / "results" / "compact.json"
@@ -54,7 +53,7 @@ def ours() -> list[str]:
     names = [STORED, LOSSLESS, INT8]
     if medium_is_faster():
         names += [MEDIUM, MEDIUM_INT8]
-    return [*names, LOW] if "low" in PRECISIONS else names
+    return [*names, LOW]
 
 
 def medium_is_faster() -> bool:

@@ -29,6 +29,7 @@ def narrow(request, tmp_path_factory) -> Path:
         return synthesize(tmp_path_factory.mktemp("family") / request.param, request.param)
 
 
+@pytest.mark.slow
 def test_every_kind_of_weights_computes_an_odd_width(narrow):
     """lossless has stored's bits; all are the reference's vectors, int8 up to its rounding."""
     expected = Embedder(narrow, backend="numpy").encode(TEXTS)

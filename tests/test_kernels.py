@@ -20,6 +20,7 @@ from numba import njit, typeof
 from qwen3np import engine
 from qwen3np.kernels import attention, isa, matmul, panels
 from qwen3np.kernels import simd as lanes
+from qwen3np.kernels.micro_kernel import VNNI
 from qwen3np.synth.checkpoints import to_bfloat16
 
 # Compiled for weights in pairs and for tiles of two parts alone: matmul's code but for the last step.
@@ -28,9 +29,10 @@ LEFT_OUT = {"matmul_swiglu": ("float32", "dot", "tiles 1", "tiles 3", "bytes")}
 OTHERS = {"entry_point", "inline", "share", "stopping", "wait", "Panels", "Tokens", "Worker"}
 
 
-def slow_tiles(kind: str) -> list[pytest.MarkDecorator]:
-    """Tiles are slow where the CPU has none: little else compiles them."""
-    return [pytest.mark.slow] if kind.startswith("tiles") and "amx" not in isa.available() else []
+def slow_if_emulated(kind: str) -> list[pytest.MarkDecorator]:
+    """What the CPU has no instructions for is slow, and little else compiles it."""
+    emulated = kind.startswith("tiles") and "amx" not in isa.available() or kind == "bytes" and not VNNI
+    return [pytest.mark.slow] if emulated else []
 
 
 def registered():
@@ -39,7 +41,7 @@ def registered():
             for shape in kernel.shapes:
                 if kind not in LEFT_OUT.get(name, ()):
                     id = "-".join([name, "x".join(map(str, shape)), kind])
-                    yield pytest.param(name, shape, kind, id=id, marks=slow_tiles(kind))
+                    yield pytest.param(name, shape, kind, id=id, marks=slow_if_emulated(kind))
 
 
 @pytest.mark.parametrize("name, shape, kind", list(registered()))
@@ -89,7 +91,7 @@ def run_silu(x, y):
         lanes.store(y, i, panels.silu(lanes.load(x, i)))
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=slow_tiles(kind)) for kind in KINDS])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=slow_if_emulated(kind)) for kind in KINDS])
 def test_a_token_is_the_same_bits_whatever_the_block(kind):
     w = packed(to_bfloat16(random(0, 32, 96)), kind)
     x_TD = random(1, 16 * 7, 96)
