@@ -72,8 +72,11 @@ def available() -> list[str]:
 
 
 def others() -> list[str]:
-    """List the paths that a process here can be started with, of other code than the default's."""
-    startable = [path for path in PATHS if path == AVX2 or not _missing(path)]
+    """List the paths that a process here can be started with, of other code than the default's.
+
+    Those of integers are left out: they are "low"'s, and what else a process computes is the default's.
+    """
+    startable = [p for p in PATHS if p not in (INT16, INT8) and (p == AVX2 or not _missing(p))]
     return [p for p in startable if p != choose("high") and (p != AVX2 or has_feature("avx512f"))]
 
 

@@ -204,7 +204,9 @@ def pack(
             )
 
     def pack_layers(job: Job[Any]) -> None:
+        checkpoint.read_ahead(0)
         for i in range(L):
+            checkpoint.read_ahead(i + 1)  # while this one is packed
 
             def stored(*names: str, i: int = i) -> Stored:
                 found = [tensors[f"layers.{i}.{name}.weight"] for name in names]
