@@ -38,7 +38,7 @@ from .team import share
 # of W are widened once for up to WIDEN_FOR panels: a fiftieth of their work. AMD has other ports for it,
 # and would lose 8 % to the traffic.
 WIDENS = has_feature("avx512f") and not zen()
-WIDEN_FROM, WIDEN_FOR = 3, 16
+WIDEN_FROM, WIDEN_FOR = 3, 6
 
 
 @intrinsic
