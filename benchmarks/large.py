@@ -150,7 +150,8 @@ def main() -> None:
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for folder in args.folders:
-        results[folder.name] = measure(folder, args.weights)
+        found, before = measure(folder, args.weights), results.get(folder.name, {"choices": {}})
+        results[folder.name] = found | {"choices": before["choices"] | found["choices"]}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     DOCUMENT.write_text(fill(DOCUMENT.name, DOCUMENT.read_text(), figures(results)))
     print("\n".join("  ".join(line) for line in lines(results)))
