@@ -288,7 +288,6 @@ CONTENDERS: dict[str, tuple[Any, dict[str, str]]] = {
     "qwen3np highest": (Ours, {"precision": "highest"}),
     "qwen3np simd": (Ours, {"precision": "high", "path": "simd"}),
     "qwen3np high, no sharing": (WithoutSharing, {"precision": "high"}),
-    "qwen3np low": (Ours, {"precision": "low"}),
     **{
         f"qwen3np {precision} {weights}": (Ours, {"precision": precision, "weights": weights})
         for weights in ("int8", "lossless")

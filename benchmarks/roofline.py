@@ -135,7 +135,7 @@ def measure(threads: int) -> dict[str, float]:
         figures["vdpbf16ps GFLOP/s"] = best(lambda _: dot(LOOPS), LOOPS * CHAINS * 64)
     vector = micro_kernel.vector
     for kind, unit in (("words", "int16"), ("bytes", "int8")):
-        if isa.has_feature("avx2") if kind == "words" else micro_kernel.VNNI:
+        if isa.has_feature("avx2") if kind == "words" else isa.vnni():
             products = LOOPS * CHAINS * vector.count * micro_kernel.PER_STEP[kind]
             chains = _chains(_integers(kind), vector)
             figures[f"{unit} GFLOP/s"] = best(lambda _, run=chains: run(LOOPS), 2 * products)

@@ -38,7 +38,6 @@ from numba.extending import intrinsic, overload
 from .jit import inline
 from .panels import ROWS, pairs_of_rounded, rounded, store_columns
 from .simd import (
-    PREFETCH,
     broadcast,
     f32x16,
     i8,
@@ -78,7 +77,7 @@ def prefetch_behind(typingctx, w, index):
     """Prefetch the bytes of W that are decoded some blocks later."""
 
     def codegen(context, b, sig, args):
-        prefetch(b, pointer(context, b, sig.args[0], *args), PREFETCH)
+        prefetch(b, pointer(context, b, sig.args[0], *args))
         return context.get_dummy_value()
 
     return types.void(w, types.intp), codegen

@@ -58,7 +58,7 @@ from .simd import (
 )
 from .team import share, wait
 
-WORDS, BYTES = np.int16, np.int8
+WORDS = np.int16
 OUTLIER = 6.0  # of 128 normal values the largest is 2.7 times their root mean square
 STORED = {"words": np.int16, "bytes": np.uint8}  # decoded weights
 WORD_STEPS, BYTE_STEPS = 32767.0, 127.0  # of the largest value
@@ -146,11 +146,16 @@ def extremes(wide, at, rows):
 
 
 @inline
+def rows_of(wide, p, block):
+    """The first row of a block of a panel, counted through all panels, and how many rows it has."""
+    return p * wide.shape[1] + block * COLUMNS, min(COLUMNS, wide.shape[1] - block * COLUMNS)
+
+
+@inline
 def round_to_words(operand, p, block):
     """Round one block of a panel to int16."""
-    wide, tokens = operand.wide, operand.tokens
-    rows = min(COLUMNS, wide.shape[1] - block * COLUMNS)
-    row, steps = p * wide.shape[1] + block * COLUMNS, splat(np.float32(WORD_STEPS))
+    wide, tokens, steps = operand.wide, operand.tokens, splat(np.float32(WORD_STEPS))
+    row, rows = rows_of(wide, p, block)
     largest, _ = extremes(wide, row * 16, rows)
     inverse = steps / largest
     for i in range(row * 16, (row + rows) * 16, 32):
@@ -165,9 +170,8 @@ def round_to_words(operand, p, block):
 @inline
 def round_to_bytes(operand, p, block):
     """Round one block of a panel to int8, and to a second part where a token has outliers in it."""
-    wide, tokens = operand.wide, operand.tokens
-    rows = min(COLUMNS, wide.shape[1] - block * COLUMNS)
-    row, steps = p * wide.shape[1] + block * COLUMNS, splat(np.float32(BYTE_STEPS))
+    wide, tokens, steps = operand.wide, operand.tokens, splat(np.float32(BYTE_STEPS))
+    row, rows = rows_of(wide, p, block)
     largest, squares = extremes(wide, row * 16, rows)
     inverse, to_integer, zero = steps / largest, splat(np.float32(ROUND)), splat(np.float32(0))
     uneven = largest * largest * splat(np.float32(rows)) > squares * splat(np.float32(OUTLIER * OUTLIER))

@@ -48,6 +48,11 @@ def has_feature(name: str) -> bool:
     return features().get(name, False)
 
 
+def vnni() -> bool:
+    """Tell whether registers of the width that is used have vpdpbusd: four products of 8 bits, added."""
+    return has_feature("avx512vnni" if has_feature("avx512f") else "avxvnni")
+
+
 def zen() -> bool:
     """Tell whether this is AMD's Zen, whose vector units do more than two multiply-adds per cycle."""
     return binding.get_host_cpu_name().startswith("znver")
@@ -151,9 +156,6 @@ def _integers(asked: str) -> str:
     """Choose the path that multiplies integers, or "": tiles of bfloat16 are faster than vectors of int8."""
     if asked in (INT16, INT8):
         return asked
-    if asked not in ("", AVX2) or (not asked and amx_granted()):
+    if asked not in ("", AVX2) or (not asked and amx_granted()) or _missing(INT16):
         return ""
-    if _missing(INT16):
-        return ""
-    vnni = has_feature("avx512vnni" if has_feature("avx512f") else "avxvnni")
-    return INT8 if vnni and not asked else INT16
+    return INT8 if vnni() and not asked else INT16

@@ -39,18 +39,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count_from_a_random_number)
 
 
+_compiled = partial(njit, nogil=True, error_model="numpy")
+
+
 def inline(function: Callable[..., Any]) -> Any:
     """Make a function that kernels call: it is compiled with them, as a part of them.
 
     There is no fast math: a kernel writes fma(...) where it wants one. Of a * c - b * s LLVM could fuse
     either product, and which one depends on the CPU it compiles for.
     """
-    return njit(nogil=True, error_model="numpy")(function)
+    return _compiled()(function)
 
 
 def always_inline(function: Callable[..., Any]) -> Any:
     """Make the same, and have LLVM put it into each caller, whatever its size."""
-    return njit(nogil=True, error_model="numpy", forceinline=True)(function)
+    return _compiled(forceinline=True)(function)
 
 
 def entry_point(function: Callable[..., Any] | None = None, *, fastmath: Any = False) -> Any:
@@ -62,7 +65,7 @@ def entry_point(function: Callable[..., Any] | None = None, *, fastmath: Any = F
     """
     if function is None:
         return partial(entry_point, fastmath=fastmath)
-    kernel: Any = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
+    kernel: Any = _compiled(fastmath=fastmath)(function)
     kernel._cache = KernelCache(function)  # as Numba's own `cache=True` does, with its cache
     return kernel
 

@@ -30,11 +30,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from .isa import has_feature
+from .isa import has_feature, vnni
 from .jit import inline
 from .panels import ROWS
 from .simd import (
-    PREFETCH,
     broadcast,
     f32,
     i8,
@@ -52,7 +51,6 @@ from .simd import (
 # more than double the error of the final vector (5e-7 against 2e-7).
 SUM_BLOCK = 128
 REGISTER = 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 4  # float32: AVX-512, AVX2, NEON
-VNNI = has_feature("avx512vnni") if REGISTER == 16 else has_feature("avxvnni")
 # Panels of a register block -> its rows of W: what fits into the registers.
 #   AVX-512, 32 registers: 8 x 3 sums, 6 of x (two halves of pairs), a mask, a weight
 #   AVX2, 16 registers: 6 x 2 sums (a panel is two registers), 2 of x, a mask, a weight
@@ -185,7 +183,7 @@ def register_block(rows: int, panels: int, kind: str) -> RegisterBlock:
             w = pointer(context, b, sig.args[1], w, w_at)
             x = addresses(context, b, sig.args[3], x, x_at, x_step, per_lane)
             if kind not in ("words", "bytes"):  # those are in the first-level cache already
-                prefetch(b, w, PREFETCH)
+                prefetch(b, w)
             upper = opaque_mask(b, 0xFFFF0000) if kind == "pairs" else None
             order = [(r, half) for r in range(rows) for half in range(2 if kind == "pairs" else 1)]
             if REGISTER < 16:  # few registers: x of one half of the pairs is in them at a time
@@ -262,7 +260,7 @@ def add_words(b: Any, total: Any, weight: Any, x: Any) -> Any:
 
 def add_bytes(b: Any, total: Any, weight: Any, x: Any) -> Any:
     """Add the products of four uint8 weights and four int8 activations to int32 sums."""
-    if VNNI:
+    if vnni():
         name = f"llvm.x86.avx512.vpdpbusd.{32 * REGISTER}"
         return llvm(b, name, total, b.bitcast(weight, integers), b.bitcast(x, integers))
     wide = ir.VectorType(i32, 4 * REGISTER)
@@ -305,8 +303,8 @@ def micro_kernel(rows: int, panels: int, mode: str, kind: str, sum_block: int) -
     """
     block = register_block(rows, panels, kind)
     zero, load, add_products, add, store = block.zero, block.load, block.add_products, block.add, block.store
-    x_width = 16 if kind == "float32" else 32  # elements of a panel of x that one step consumes
-    block_steps = sum_block if kind == "float32" else sum_block // 2
+    x_width = 16 * PER_STEP[kind]  # elements of a panel of x that one step consumes
+    block_steps = sum_block // PER_STEP[kind]
 
     @inline
     def multiply(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):
@@ -329,7 +327,7 @@ def sixteen_rows(panels: int, mode: str, kind: str, sum_block: int) -> Any:
     left = ROWS % rows
     block = micro_kernel(rows, panels, mode, kind, sum_block)
     last = micro_kernel(left or rows, panels, mode, kind, sum_block)
-    width = 1 if kind == "float32" else 2  # elements of W from row to row
+    width = PER_STEP[kind]  # elements of W from row to row
 
     @inline
     def blocks(w, w_at, w_step, x, x_at, x_step, y, y_at, y_step, steps):

@@ -125,9 +125,9 @@ def pointer(context: Any, b: Any, array_type: Any, array: Any, index: Any) -> An
 PREFETCH = 8192
 
 
-def prefetch(b: Any, address: Any, distance: int) -> None:
-    """Prefetch the cache line `distance` bytes ahead; past the end of an array it is not a fault."""
-    ahead = b.gep(b.bitcast(address, i8.as_pointer()), [ir.Constant(i64, distance)])
+def prefetch(b: Any, address: Any) -> None:
+    """Prefetch the cache line PREFETCH bytes ahead; past the end of an array it is not a fault."""
+    ahead = b.gep(b.bitcast(address, i8.as_pointer()), [ir.Constant(i64, PREFETCH)])
     hint = ir.FunctionType(ir.VoidType(), [ahead.type, i32, i32, i32])
     read_to_l1 = [ir.Constant(i32, n) for n in (0, 3, 1)]
     b.call(cgutils.get_or_insert_function(b.module, hint, "llvm.prefetch.p0"), [ahead, *read_to_l1])

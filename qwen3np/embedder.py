@@ -34,6 +34,7 @@ Vectors = NDArray[np.float32]
 
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
 INSTRUCTION_TEMPLATE = "Instruct: {}\nQuery:"  # model card; nothing between the colon and the text
+DOCUMENT_PROMPTS = "document", "passage", "corpus"  # of these the first that a model has
 
 
 class Embedder(DropIn, PickledByArguments):
@@ -346,7 +347,7 @@ class Embedder(DropIn, PickledByArguments):
             *arguments: The further arguments of `encode`, in its order.
             **named: The same by name.
         """
-        prompt_name = self._first_prompt(prompt_name, ("document", "passage", "corpus"))
+        prompt_name = self._first_prompt(prompt_name, DOCUMENT_PROMPTS)
         return self.encode(inputs, prompt_name, prompt, *arguments, **named)
 
     def tokenize(

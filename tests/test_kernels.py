@@ -20,7 +20,6 @@ from numba import njit, typeof
 from qwen3np import engine
 from qwen3np.kernels import attention, isa, matmul, panels
 from qwen3np.kernels import simd as lanes
-from qwen3np.kernels.micro_kernel import VNNI
 from qwen3np.synth.checkpoints import to_bfloat16
 
 # Compiled for weights in pairs and for tiles of two parts alone: matmul's code but for the last step.
@@ -31,7 +30,7 @@ OTHERS = {"entry_point", "inline", "share", "stopping", "wait", "Panels", "Token
 
 def slow_if_emulated(kind: str) -> list[pytest.MarkDecorator]:
     """What the CPU has no instructions for is slow, and little else compiles it."""
-    emulated = kind.startswith("tiles") and "amx" not in isa.available() or kind == "bytes" and not VNNI
+    emulated = kind.startswith("tiles") and "amx" not in isa.available() or kind == "bytes" and not isa.vnni()
     return [pytest.mark.slow] if emulated else []
 
 

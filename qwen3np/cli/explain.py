@@ -50,10 +50,11 @@ def run(args: argparse.Namespace) -> None:
     found = texts([args.text, *([] if args.other is None else [args.other])], args.literal)
     if len(found) != 1 + (args.other is not None):
         raise ValueError(f"stdin holds {len(found)} texts, one per line: a page is about one")
+    from ..embedder import DOCUMENT_PROMPTS
     from ..explain import explain, page
 
     model = options.load_embedder(args)
-    documents = next((name for name in ("document", "passage", "corpus") if name in model.prompts), None)
+    documents = next((name for name in DOCUMENT_PROMPTS if name in model.prompts), None)
     explanation = explain(
         model,
         *found,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..search import EPSILON, check_finite, exact_scores, unit
 from .saved import BLOCK, Saved
-from .update import Hashes
+from .update import Hashes, grouped
 
 
 class Duplicate(NamedTuple):
@@ -63,11 +63,9 @@ def duplicates(
 
 def _first_of_equal(hashes: Hashes) -> NDArray[np.int64]:
     """Return, for each row, the number of the first row with the same hash."""
-    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: the first of equals comes first
-    new = np.ones(len(order), np.bool_)
-    new[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+    order, begins = grouped(hashes)
     first = np.empty_like(order)
-    first[order] = order[new][np.cumsum(new) - 1]
+    first[order] = order[begins][np.cumsum(begins) - 1]
     return first
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 
-def library(name: str, path: Path, extra: str) -> Any:
-    """Return a module, or raise ImportError that says which file needs it and how to install it."""
+def library(name: str, path: Path, extra: str, what: str = "") -> Any:
+    """Return a module, or raise ImportError that says what of which file needs it and how to install it."""
     try:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise ImportError(f"{path}: needs {package}: pip install 'qwen3np[{extra}]'") from error
+        raise ImportError(f"{path}: {what}needs {package}: pip install 'qwen3np[{extra}]'") from error

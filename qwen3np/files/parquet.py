@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .cells import BadRow, Row, Template, cell, checked_row, choose, decode, text_columns
+from .extras import library
 
 
 def pyarrow_parquet(path: Path) -> Any:
     """Return the module pyarrow.parquet, or raise ImportError that says how to install it."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(f"{path}: Parquet needs pyarrow: pip install 'qwen3np[parquet]'") from error
-    return pyarrow.parquet
+    return library("pyarrow.parquet", path, "parquet", "Parquet ")
 
 
 @contextmanager

@@ -21,6 +21,14 @@ def hashes_of(texts: Iterable[str]) -> Hashes:
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
 
 
+def grouped(hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return an order in which equal hashes stand together, the first row first, and where a group begins."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable
+    begins = np.ones(len(order), np.bool_)
+    begins[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+    return order, begins
+
+
 class Older:
     """The vectors of an output by the hashes of their texts.
 
@@ -35,10 +43,10 @@ class Older:
 
     def __init__(self, saved: Saved) -> None:
         hashes = saved.hashes()
-        order = np.lexsort((hashes[:, 1], hashes[:, 0]))
-        self._sorted, self._order = hashes[order], order
+        self._order, self._begins = grouped(hashes)
+        self._sorted = hashes[self._order]
         self._first = np.ascontiguousarray(self._sorted[:, 0])
-        self._used = np.zeros(len(order), np.bool_)  # the first of equal hashes stands for all
+        self._used = np.zeros(len(hashes), np.bool_)  # the first of equal hashes stands for all
         self.record, self.vectors, self.ranges, self.kept = saved.record, saved.vectors, saved.ranges, 0
 
     def rows(self, texts: Iterable[str]) -> NDArray[np.int64]:
@@ -55,9 +63,7 @@ class Older:
     @property
     def gone(self) -> int:
         """Number of rows whose texts were not asked for."""
-        new = np.ones(len(self._sorted), np.bool_)
-        new[1:] = (self._sorted[1:] != self._sorted[:-1]).any(axis=1)
-        return int((~self._used[new][np.cumsum(new) - 1]).sum())
+        return int((~self._used[self._begins][np.cumsum(self._begins) - 1]).sum())
 
     def _places(self, texts: Iterable[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return where each text's hash stands among the sorted ones, and whether it does."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..embedder import Embedder
+from .models import EMBEDDER
 
 
 class Embed:
@@ -42,7 +43,7 @@ class Embed:
 
     def __init__(
         self,
-        model_name_or_path: str | Path = "Qwen/Qwen3-Embedding-0.6B",
+        model_name_or_path: str | Path = EMBEDDER,
         *,
         column: str = "text",
         output_column: str = "embedding",

@@ -245,14 +245,13 @@ class Checkpoint:
 
     def read_ahead(self, layer: int) -> None:
         """Have the system read a layer's tensors from disk meanwhile; a layer that is not there is none."""
-        for tensor in self.tensors.values():
-            memory = tensor.data.base
-            if not tensor.name.removeprefix("model.").startswith(f"layers.{layer}."):
+        for name, tensor in self.tensors.items():
+            data, memory = tensor.data, tensor.data.base
+            if not (name.startswith(f"layers.{layer}.") and isinstance(memory, mmap.mmap)):
                 continue
-            if isinstance(memory, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
-                begin = np.frombuffer(memory, np.uint8, 1).ctypes.data
-                first = (tensor.data.ctypes.data - begin) // mmap.PAGESIZE * mmap.PAGESIZE
-                last = tensor.data.ctypes.data - begin + tensor.data.nbytes
+            if hasattr(mmap, "MADV_WILLNEED"):
+                begin = data.ctypes.data - np.frombuffer(memory, np.uint8, 1).ctypes.data
+                first, last = begin // mmap.PAGESIZE * mmap.PAGESIZE, begin + data.nbytes
                 memory.madvise(mmap.MADV_WILLNEED, first, last - first)
 
     def release(self) -> None:
