@@ -25,6 +25,7 @@ import micro
 import mteb_time
 import ray_actors
 import report
+import search
 import server_pages
 from machine import describe
 from parts import ROOT, fill
@@ -164,6 +165,7 @@ def figures() -> dict[str, dict[str, str]]:
         "docs/speed.md": {"speed": speed(), "compact": compact.part(json.loads(compact.RESULTS.read_text()))},
         "docs/server.md": server_pages.parts(),
         "docs/mteb.md": mteb_time.parts(),
+        "docs/files.md": {"search": search.table(json.loads(search.RESULTS.read_text()))},
         "docs/performance.md": many_cores.figures(json.loads(many_cores.RESULTS.read_text()))
         | large.figures(json.loads(large.RESULTS.read_text())),
         "docs/processes-and-machines.md": ray_actors.figures(),

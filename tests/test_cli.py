@@ -57,6 +57,17 @@ def test_embed_prints_a_json_line_for_each_argument(run, tiny, model):
     np.testing.assert_array_equal(embeddings(out), model.encode(TEXTS))
 
 
+def test_tokenize_prints_what_the_model_reads(run, tiny, model):
+    code, out, _ = run("tokenize", "--model", tiny, "--query", *TEXTS)
+    lines = [json.loads(line) for line in out.split("\n") if line]
+    ids = model.tokenizer.encode(TEXTS, model.max_seq_length, model.prompts["query"])
+    assert code == 0 and [line["ids"] for line in lines] == ids
+    assert [line["text"] for line in lines] == TEXTS and lines[0]["pieces"][-1] == "<|endoftext|>"
+    assert run("tokenize", "--model", tiny, "--query", "--count", *TEXTS)[1].split() == [
+        str(len(each)) for each in ids
+    ]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False], ids=["ended", "open"])
 def test_embed_reads_a_text_a_line_from_stdin(run, tiny, end, last):

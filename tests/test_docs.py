@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, the README stays short, and its numbers are the model card's."""
+"""The documents: snippets run, links lead somewhere, the README is short and has the model card's numbers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,21 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "kernels" / "README.md",
 ]
+MODEL, RERANKER = "Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Reranker-0.6B"
+SNIPPETS = [
+    pytest.param(snippet, id=f"{path.stem}-{number}")
+    for path in [README, *sorted((ROOT / "docs").glob("*.md"))]
+    for number, snippet in enumerate(
+        re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    )
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippet(tiny, tiny_reranker, tmp_path, monkeypatch, snippet):
+    """In a folder of its own; the Hub ids stand for generated models here."""
+    monkeypatch.chdir(tmp_path)
+    exec(snippet.replace(MODEL, str(tiny)).replace(RERANKER, str(tiny_reranker)), {})
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

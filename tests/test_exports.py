@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen3np.cli.options import RERANKER
 from qwen3np.files import duplicates as module
 from qwen3np.files.duplicates import duplicates
 from qwen3np.files.saved import open_saved
@@ -77,6 +78,27 @@ def test_a_table_has_every_row_and_is_replaced_or_added_to_if_asked(
         np.testing.assert_array_equal([row[-1] for row in after[1:-1]], vectors[1:])
     assert run("export", output, target.name, "--overwrite")[0] == 0
     assert len(table(target)) == 4
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("suffix", ["duckdb", "lance"])
+def test_a_table_keeps_all_chunks_of_a_text_and_those_of_its_newest_version_alone(
+    run, embed, tmp_path, suffix
+):
+    target, options = f"t.{suffix}", ["--chunk-tokens", 8, "--output", "out.parquet", "--overwrite"]
+    for name in "ab":
+        (tmp_path / f"{name}.md").write_text(f"of {name}: " + " ".join(TEXTS))
+    assert embed("*.md", *options)[0] == 0 and run("export", "out.parquet", target)[0] == 0
+    before = table(tmp_path / target)
+    assert len(before) == open_saved(tmp_path / "out.parquet").count > 9
+    assert {row[1] for row in before} == {"a.md", "b.md"}
+    (tmp_path / "a.md").write_text("Short.")
+    assert embed("a*.md", *options)[0] == 0
+    for _ in range(2):
+        assert run("export", "out.parquet", target, "--append")[0] == 0
+        after = table(tmp_path / target)
+        assert [row[1:3] for row in after if row[0] == "a.md"] == [("a.md", 0)]
+        assert [row[1:3] for row in after[1:]] == [row[1:3] for row in before if row[0] == "b.md"]
 
 
 @pytest.mark.exports
@@ -201,16 +223,21 @@ def test_the_report_of_duplicates(run, saved):
 
 
 @pytest.mark.exports
-def test_every_command_of_the_page_runs(run, tiny, model, tmp_path, monkeypatch):
-    """From "Files that grow" on, in its order, after the first that writes articles.parquet."""
+def test_every_command_of_the_page_runs(run, tiny, tiny_reranker, tmp_path, monkeypatch):
+    zstd = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("qwen3np.cli.options.EMBEDDER", str(tiny))
     rows = (json.dumps({"url": f"u{n}", "body": text}) + "\n" for n, text in enumerate(TEXTS))
-    (tmp_path / "articles.jsonl").write_text("".join(rows))
-    before, _, after = PAGE.partition("## Files that grow")
-    lines = re.findall("^qwen3np embed .* --output articles.parquet .*", before, re.M)[:1]
-    lines += re.findall("^qwen3np .*", after, re.M)
-    commands = [*map(shlex.split, lines)]
+    table = "title,body\r\n" + "".join(f"Number {n},{text}\r\n" for n, text in enumerate(TEXTS))
+    files = {"articles.jsonl": "".join(rows), "articles.csv": table, "texts.txt": "\n".join(TEXTS) + "\n"}
+    files |= {"notes/a.md": " ".join(TEXTS), "manuals/deep/b.md": TEXTS[0], "manuals/c.md": TEXTS[1]}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, newline="")
+    (tmp_path / "more.csv.zst").write_bytes(zstd.compress(b"text\r\none more\r\n"))
+    page = PAGE.replace(RERANKER, str(tiny_reranker))
+    commands = [*map(shlex.split, re.findall("^qwen3np .*", page, re.M))]
+    assert len(commands) >= 18
     assert {command[1] for command in commands} == {"embed", "search", "export", "duplicates"}
     for command in commands:
         chosen = ["--model", tiny] if command[1] == "embed" else []

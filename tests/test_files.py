@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from qwen3np import Reranker
 from qwen3np.cli import main
 from qwen3np.files import lines, rows
 from qwen3np.files.rows import BadRow, Row, read_rows
@@ -438,6 +439,56 @@ def test_search_agrees_with_brute_force(embed, model, tmp_path, monkeypatch, out
     code, shown, _ = embed(out, "capital", "--top-k", 1, *options, command="search")
     best = int(scores[0].argmax())
     assert f"{scores[0, best]:.4f}" in shown and "score" in shown and TEXTS[best][:20] in shown
+
+
+def test_a_search_that_is_reranked(embed, tiny_reranker, tmp_path):
+    """The reranker's best of the nearest four times as many rows, in its order; it needs their texts."""
+    texts = [f"text {i} of some" for i in range(12)]
+    write_input(tmp_path / "in.txt", texts)
+    assert embed("in.txt", "--output", "out.jsonl")[0] == embed("in.txt", "--output", "out.npy")[0] == 0
+    options = ["which text?", "--top-k", 2, "--json", "--reranker", tiny_reranker]
+    _, near, _ = embed("out.jsonl", "which text?", "--top-k", 8, "--json", command="search")
+    near = [hit["text"] for hit in json.loads(near)["results"]]
+    expected = Reranker(tiny_reranker).rank("which text?", near, top_k=2)
+    code, out, _ = embed("out.jsonl", *options, command="search")
+    found = json.loads(out)["results"]
+    assert code == 0 and [(hit["text"], hit["score"]) for hit in found] == [
+        (near[one["corpus_id"]], one["score"]) for one in expected
+    ]
+    (tmp_path / "in.txt").unlink()
+    code, _, err = embed("out.npy", *options, command="search")
+    assert code == 2 and "no texts for --reranker" in err
+
+
+def test_search_says_which_part_of_which_file_it_found(embed, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.md").write_text(" ".join(f"{name}{i} is a text." for i in range(20)))
+    for out in ("out.npy", "out.jsonl"):
+        assert embed("*.md", "--output", out, "--chunk-tokens", 30)[0] == 0
+    found = {}
+    for out in ("out.npy", "out.jsonl"):
+        code, lines, err = embed(out, "a7", "--json", command="search")
+        assert code == 0
+        found[out] = json.loads(lines)["results"]
+        assert ("`embed` to a .parquet or .jsonl" in err) == (out == "out.npy")
+    for hit, same in zip(*found.values(), strict=True):
+        assert hit == same | {"text": None}
+        assert (tmp_path / hit["file"]).read_text()[hit["start"] : hit["end"]] == same["text"]
+    assert " chunk " in embed("out.jsonl", "a7", command="search")[1]
+
+
+def test_a_dry_run_counts_and_writes_nothing_and_a_limit_reads_the_first_rows(embed, model, tmp_path):
+    write_input(tmp_path / "in.txt", texts := [f"text {i}" for i in range(600)])
+    before = sorted(tmp_path.iterdir())
+    code, out, _ = embed("in.txt", "--output", "out.jsonl", "--dry-run", "--query")
+    tokens = sum(map(len, model.tokenizer.encode(texts, 99, model.prompts["query"])))
+    assert code == 0 and f"would hold 600 vectors, of {tokens:,} tokens" in out
+    assert sorted(tmp_path.iterdir()) == before
+    assert embed("in.txt", "--output", "out.jsonl", "--limit", 7)[0] == 0
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == texts[:7]
+    code, _, err = embed("in.txt", "--output", "out.jsonl", "--limit", 8, "--resume")
+    assert code == 2 and "limit" in err
 
 
 def test_search_takes_the_model_from_the_output(embed, model, tiny, tmp_path, capsys, monkeypatch):

@@ -86,7 +86,7 @@ def test_the_source_distribution_has_its_tests(tree, tmp_path):
     shutil.unpack_archive(tree / name, tmp_path)
     [unpacked] = tmp_path.glob("qwen3np-*")
     files = {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*") if p.is_file()}
-    for folder in ("tests", "benchmarks", "docs", "deploy", "examples", "kernels", "qwen3np"):
+    for folder in ("tests", "benchmarks", "docs", "deploy", "kernels", "qwen3np"):
         kept = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.is_file()}
         left = ("__pycache__", "egg-info", "/.")  # by other runs: caches, and what editors hide
         assert {name for name in kept if not any(part in name for part in left)} <= files

@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> None:
 def _print(saved: Saved, found: list[Duplicate], as_json: bool) -> None:
     if as_json:
         wanted = {row for one in found for row in (one.row, one.of)}
-        ids = {row: id for row, (id, _) in enumerate(saved.named()) if row in wanted}
+        ids = {row: one.id for row, one in enumerate(saved.named()) if row in wanted}
         for one in found:
             print(json.dumps(one._asdict() | {"id": ids[one.row], "of_id": ids[one.of]}, ensure_ascii=False))
     elif found:
         named = saved.find({row for one in found[:SHOWN] for row in (one.row, one.of)})
         rows = [
-            [str(named[one.row][0]), str(named[one.of][0]), f"{one.cosine:.4f}", named[one.row][1] or ""]
+            [str(named[one.row].id), str(named[one.of].id), f"{one.cosine:.4f}", named[one.row].text or ""]
             for one in found[:SHOWN]
         ]
         print(table(["id", "of", "cosine", "text"], rows, terminal_columns(110)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import outputs
 from ..files.cells import Template
 from ..files.chunking import Chunks
+from ..files.estimate import Estimate, estimate
 from ..files.names import TXT, named
 from ..files.record import ERRORS, beside
 from ..files.run import Job, Report, bad_rows_message, check_free, embed_file, save
@@ -18,7 +20,7 @@ from ..files.work import Totals, kept
 from ..quantization import VECTOR_PRECISIONS
 from ..runtime.progress import bar, ticking, worth_showing
 from . import options
-from .inputs import STDIN, is_read, looks_like_file, names_file, refusal, stdin_lines, texts
+from .inputs import STDIN, is_read, looks_like_file, names_file, positive, refusal, stdin_lines, texts
 from .streams import escaped, say
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ EXAMPLES = (
 )
 OF_FILES = (
     *("column", "template", "id_column", "delimiter", "txt", "chunk_tokens", "overlap"),
-    *("resume", "update"),
+    *("limit", "dry_run", "resume", "update"),
 )
 
 
@@ -104,6 +106,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="how OUT holds vectors: int8 and uint8 with their ranges beside, in OUT.ranges.npy; binary and "
         "ubinary with one bit per dimension (default: %(default)s)",
+    )
+    files.add_argument("--limit", type=positive, metavar="N", help="read the first N rows only")
+    files.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing: check the files, count their tokens, and say how long it would take",
     )
     files.add_argument(
         "--update",
@@ -187,8 +195,8 @@ def source_of(args: argparse.Namespace, names: list[str]) -> Source:
         raise ValueError("--overlap is for chunks: give --chunk-tokens, too")
     chunks = None if args.chunk_tokens is None else Chunks(args.chunk_tokens, args.overlap or 0)
     column = args.column if args.template is None else Template(args.template)
-    options = {"column": column, "id_column": args.id_column, "delimiter": args.delimiter, "chunks": chunks}
-    return find(names, args.output, args.txt, **options)
+    options = {name: getattr(args, name) for name in ("id_column", "delimiter", "limit")}
+    return find(names, args.output, args.txt, column=column, chunks=chunks, **options)
 
 
 def embed_whole_files(args: argparse.Namespace, names: list[str]) -> None:
@@ -197,6 +205,10 @@ def embed_whole_files(args: argparse.Namespace, names: list[str]) -> None:
         say(note)
     settings = ("on_error", "resume", "overwrite", "precision", "update")
     job = Job(source, args.output, **{name: getattr(args, name) for name in settings})
+    if args.dry_run:
+        model = options.load_embedder(args)
+        print(_estimated(job, estimate(job, model, prompt_of(model, args)), model.max_seq_length))
+        return
     shown = _Bar(source.name)
     try:
         report = embed_file(
@@ -219,6 +231,19 @@ def embed_whole_files(args: argparse.Namespace, names: list[str]) -> None:
     shown.close()
     for line in _summary(job, report):
         say(line)
+
+
+def _estimated(job: Job, found: Estimate, limit: int) -> str:
+    seconds = round(found.seconds)
+    time = f"{timedelta(seconds=seconds)}" if seconds > 99 else f"{seconds} s"
+    lines = [
+        f"{job.output}: would hold {found.texts:,} vectors, of {found.tokens:,} tokens",
+        f"time, by a sample of the texts: about {time}",
+        f"longest text: {found.longest:,} tokens; {found.cut:,} texts would be cut to {limit:,}",
+    ]
+    if found.bad:
+        lines.append(f"{found.bad:,} bad rows would be left out")
+    return "\n".join(lines)
 
 
 def _summary(job: Job, report: Report) -> list[str]:

@@ -110,6 +110,13 @@ def stdin_lines(asked: bool = False) -> list[str]:
     return found
 
 
+def positive(argument: str) -> int:
+    """Parse a number of things, 1 or more."""
+    if int(argument) < 1:
+        raise ValueError
+    return int(argument)
+
+
 def delimiter(argument: str) -> str:
     """Parse the option --delimiter."""
     found = DELIMITERS.get(argument, argument)

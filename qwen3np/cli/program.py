@@ -21,6 +21,7 @@ COMMANDS = {
     "similarity": "compare queries with documents, as a table",
     "rerank": "rank documents for a query, as a table or JSON lines",
     "serve": "answer HTTP clients: text-embeddings-inference, OpenAI, rerank and Ollama routes",
+    "tokenize": "print the tokens of texts, and how many they are",
     "verify": "compare a model with the reference or transformers, and with the published scores",
     "explain": "write a page of pictures: a text's way to its vector, beside the code that computes it",
     "info": "describe this machine and, with MODEL, a model",

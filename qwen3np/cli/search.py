@@ -14,7 +14,12 @@ from . import options
 from .inputs import texts
 from .streams import say
 
-EXAMPLES = ('qwen3np search articles.parquet "Why do things fall?" --top-k 5',)
+EXAMPLES = (
+    'qwen3np search articles.parquet "Why do things fall?" --top-k 5',
+    f'qwen3np search articles.parquet "Why do things fall?" --reranker {options.RERANKER}',
+)
+Hits = list[list[dict[str, Any]]]  # corpus_id and score, per query
+WIDER = 4  # times as many rows are found as are to be left by a reranker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="score the nearest 4 times TOP_K rows of a quantised FILE again, by its vectors in float32",
     )
+    parser.add_argument(
+        "--reranker",
+        metavar="MODEL",
+        help=f"rank the nearest {WIDER} times TOP_K texts by a reranker (Hub id or folder); scores are its",
+    )
     options.column_options(parser)
 
 
@@ -67,14 +77,18 @@ def run(args: argparse.Namespace) -> None:
     queries = model.encode_query(
         asked, prompt=args.prompt, instruction=args.instruction, truncate_dim=corpus.dim
     )
-    hits = _nearest(queries, corpus, args, model.similarity_fn_name)
+    top_k = args.top_k if args.reranker is None else WIDER * args.top_k
+    hits = _nearest(queries, corpus, args, top_k, model.similarity_fn_name)
     rows = {hit["corpus_id"] for found in hits for hit in found}
     found = _with_texts(args, corpus, rows)
+    if args.reranker is not None:
+        hits = _reranked(args, asked, hits, found)
     for query, best in zip(asked, hits, strict=True):
         results = []
         for hit in best:
-            id, text = found[hit["corpus_id"]]
-            results.append({"row": hit["corpus_id"], "id": id, "score": hit["score"], "text": text})
+            one = found[hit["corpus_id"]]
+            result = {"row": hit["corpus_id"], "id": one.id, **one.where}
+            results.append(result | {"score": hit["score"], "text": one.text})
         if args.json:
             print(json.dumps({"query": query, "results": results}, ensure_ascii=False))
         else:
@@ -82,10 +96,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _nearest(
-    queries: Any, corpus: saved.Saved, args: argparse.Namespace, score_function: str
-) -> list[list[dict[str, Any]]]:
+    queries: Any, corpus: saved.Saved, args: argparse.Namespace, top_k: int, score_function: str
+) -> Hits:
     if isinstance(corpus, indexes.Index):
-        return corpus.search(queries, args.top_k)
+        return corpus.search(queries, top_k)
     exact = None if args.rescore is None else saved.open_saved(args.rescore)
     if exact is not None and (exact.precision, exact.dim) != ("float32", corpus.dim):
         raise ValueError(f"{args.rescore}: expected float32 vectors of {corpus.dim} dimensions")
@@ -94,7 +108,7 @@ def _nearest(
     return search_blocks(
         queries,
         corpus.blocks,
-        args.top_k,
+        top_k,
         score_function,
         (corpus.precision, corpus.ranges),
         lambda rows: corpus.vectors[rows],
@@ -103,19 +117,38 @@ def _nearest(
     )
 
 
+def _reranked(
+    args: argparse.Namespace, queries: list[str], hits: Hits, found: dict[int, saved.Found]
+) -> Hits:
+    """Return the best of the hits by a reranker's scores; ValueError where they have no texts."""
+    if any(one.text is None for one in found.values()):
+        raise ValueError(f"{args.corpus}: there are no texts for --reranker {args.reranker} to read")
+    arguments = vars(args) | {"model": args.reranker, "revision": None}  # --revision is the embedding model's
+    reranker = options.load_reranker(argparse.Namespace(**arguments))
+    chosen = []
+    for query, near in zip(queries, hits, strict=True):
+        texts = [found[hit["corpus_id"]].text for hit in near]
+        ranked = reranker.rank(query, texts, args.top_k, instruction=args.instruction)
+        chosen.append([near[one["corpus_id"]] | {"score": one["score"]} for one in ranked])
+    return chosen
+
+
 def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -> dict[int, saved.Found]:
-    """Return ids and texts of the rows; an output without texts has them from --texts, or from its input."""
+    """Return what is said of the rows; an output without texts has them from --texts, or from its input."""
     found = corpus.find(rows)
     count = corpus.count
     if args.texts is not None:
         if corpus.made_of(args.texts) is False:
             say(f"{args.texts} is not the file that was embedded, byte for byte: its texts may be others")
         return saved.texts_of(args.texts, args.column, args.id_column, args.delimiter, found, count)
-    if any(text is not None for _, text in found.values()):
+    if any(one.text is not None for one in found.values()):
         return found
     source = corpus.info.get("input")
     if source is None:
-        say(f"{args.corpus} holds no texts; --texts names the file that was embedded")
+        why = "--texts names the file that was embedded"
+        if "inputs" in corpus.info:  # parts of files, or of several: see Source.info
+            why = "`embed` to a .parquet or .jsonl, which do, shows them"
+        say(f"{args.corpus} holds no texts; {why}")
     else:
         columns = (corpus.info.get("column"), corpus.info.get("id_column"), corpus.info.get("delimiter"))
         try:
@@ -128,5 +161,9 @@ def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -
 
 
 def _results_table(query: str, results: list[dict[str, Any]]) -> str:
-    rows = [[f"{r['score']:.4f}", str(r["id"]), r["text"] or ""] for r in results]
-    return table(["score", "id", query], rows, terminal_columns(110))
+    places = [name for name in saved.WHERE if any(name in r for r in results)]
+    rows = [
+        [f"{r['score']:.4f}", str(r["id"]), *(str(r.get(name, "")) for name in places), r["text"] or ""]
+        for r in results
+    ]
+    return table(["score", "id", *places, query], rows, terminal_columns(110))

@@ -1,8 +1,8 @@
 """Saved outputs -> what other programs search: tables of DuckDB and LanceDB, indexes of FAISS and usearch.
 
-A table holds id, text and embedding, the float vectors that quantised ones stand for. It is replaced or added
-to in one transaction of its database: whenever a process is killed, it is the older one or the new one. An
-index file is written as an output is (publish.py).
+A table holds id, file and chunk if there are such, text, and embedding: the float vectors that quantised ones
+stand for. It is replaced or added to in one transaction of its database: whenever a process is killed, it is
+the older one or the new one. An index file is written as an output is (publish.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def export(
         table: The name of the table in a .duckdb file.
         index: What FAISS's index_factory is to make (default: "Flat", or "BFlat" of bits, which is exact), or
             how usearch's graph is to hold the vectors (default: as the output does).
-        append: Add to a table that exists; its rows with the same ids are replaced.
+        append: Add to a table that exists; its rows with the same ids (of the same files, all their chunks)
+            are replaced.
         overwrite: Replace a table or an index that exists.
 
     Raises:
@@ -79,7 +80,9 @@ def _to_duckdb(saved: Saved, target: Path, table: str, append: bool, overwrite: 
             database.register("qwen3np_rows", rows)
             if exists and append:
                 database.execute("CREATE TEMP TABLE qwen3np_new AS SELECT * FROM qwen3np_rows")
-                database.execute(f"DELETE FROM {name} WHERE id IN (SELECT id FROM qwen3np_new)")
+                same = ", ".join(column for column in rows.schema.names if column in ("id", "file"))
+                gone = f"({same}) IN (SELECT ({same}) FROM qwen3np_new)"
+                database.execute(f"DELETE FROM {name} WHERE {gone}")
                 database.execute(f"INSERT INTO {name} BY NAME SELECT * FROM qwen3np_new")
             else:
                 database.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM qwen3np_rows")
@@ -100,8 +103,12 @@ def _to_lance(saved: Saved, target: Path, append: bool, overwrite: bool) -> int:
     try:
         if exists and append:
             table = database.open_table(target.stem)
-            merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(_rows(saved, target))
+            rows = _rows(saved, target)
+            keys = [name for name in rows.schema.names if name in ("id", "file", "chunk")]
+            merge = table.merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
+            if "chunk" in keys:  # a text that became shorter has fewer of them
+                merge = merge.when_not_matched_by_source_delete(_of_texts(saved, keys[:-1]))
+            merge.execute(rows)
         else:
             mode = "overwrite" if exists else "create"
             table = database.create_table(target.stem, data=_rows(saved, target), mode=mode)
@@ -140,29 +147,48 @@ def _check_free(what: str, exists: bool, append: bool, overwrite: bool) -> None:
 
 
 def _chunks(saved: Saved) -> Iterator[Chunk]:
-    """Yield ids, texts and float vectors; bits as they are."""
+    """Yield ids, texts, where they are from, and float vectors; bits as they are."""
     named = saved.named()
     for block in saved.blocks():
         some = [*islice(named, len(block))]
         vectors = as_bits(block) if saved.precision.endswith("binary") else saved.floats(block)
-        yield Chunk([id for id, _ in some], [text or "" for _, text in some], vectors)
+        where = [one.where for one in some] if some[0].where else None
+        yield Chunk([one.id for one in some], [one.text or "" for one in some], vectors, where=where)
 
 
 def _totals(saved: Saved) -> Totals:
     """Return the number of rows, and what their ids are."""
-    count, integers, numbered = 0, True, True
-    for id, _ in saved.named():
+    count, integers, numbered, placed = 0, True, True, False
+    for id, _, where in saved.named():
         integers &= isinstance(id, int) and -(2**63) <= id < 2**63
         numbered &= id == count
+        placed |= bool(where)
         count += 1
-    return Totals(count, count, int_ids=integers, numbered=numbered)
+    return Totals(count, count, int_ids=integers, numbered=numbered, placed=placed)
+
+
+def _of_texts(saved: Saved, keys: list[str]) -> str:
+    """Return SQL that is true of rows of the output's texts, whichever of their chunks."""
+    texts = {tuple({"id": one.id, **one.where}[key] for key in keys) for one in saved.named()}
+
+    def literal(value: int | str) -> str:
+        return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+    of_ids = ", ".join(sorted({literal(key[0]) for key in texts}))
+    found = f"id IN ({of_ids})"
+    if len(keys) > 1:
+        of_files = ", ".join(sorted({literal(key[1]) for key in texts}))
+        found += f" AND file IN ({of_files})"
+    return found
 
 
 def _rows(saved: Saved, target: Path) -> Any:
-    """Return a pyarrow.RecordBatchReader of id, text and embedding."""
+    """Return a pyarrow.RecordBatchReader of the table's columns."""
     pa = library("pyarrow", target, "parquet")
-    integers, texts = _totals(saved).int_ids, next(saved.named())[1] is not None
+    integers, first = _totals(saved).int_ids, next(saved.named())
+    texts = first.text is not None
     names = {"id": pa.int64() if integers else pa.string()}
+    names |= {name: pa.string() if name == "file" else pa.int64() for name in first.where}
     names |= {"text": pa.string()} if texts else {}
     names |= {"embedding": pa.list_(pa.float32(), saved.dim)}
     schema = pa.schema(list(names.items()), metadata=saved.info)
@@ -173,9 +199,8 @@ def _rows(saved: Saved, target: Path) -> Any:
             floats = saved.floats(chunk.vectors) if saved.precision.endswith("binary") else chunk.vectors
             flat = pa.array(np.ascontiguousarray(floats).ravel())
             vectors = pa.FixedSizeListArray.from_arrays(flat, saved.dim)
-            yield pa.record_batch(
-                [pa.array(ids, names["id"]), *([pa.array(chunk.texts)] if texts else []), vectors],
-                schema=schema,
-            )
+            places = [pa.array([row[name] for row in chunk.where or ()], names[name]) for name in first.where]
+            columns = [pa.array(ids, names["id"]), *places, *([pa.array(chunk.texts)] if texts else [])]
+            yield pa.record_batch([*columns, vectors], schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())

@@ -126,7 +126,7 @@ def embed_file(
         BlockingIOError: Another run writes the same output.
         OSError: The disk is full, for one; `resume` continues afterwards.
     """
-    _check(job)
+    check(job)
     again = job.resume or job.update
     with WorkFolder(job.output) as work:
         work.check_writable()
@@ -137,7 +137,7 @@ def embed_file(
         finished = _finished(job, work)
         known = kept or (None if job.overwrite else finished)
         if known is None or job.update:
-            rows, bad = _survey(job)
+            rows, bad = survey(job)
         else:
             _check_same(job, work, {"input": known["run"].get("input")}, {"input": digest})
             rows, bad = known["rows"], known["bad"]
@@ -148,7 +148,7 @@ def embed_file(
         # A wrong dimension or unsound weights are an error now. (Some tokenizers refuse an empty text.)
         dim = len(model.encode("a", prompt=prompt, truncate_dim=dim))
         if job.source.prepare(model, prompt) and (known is None or job.update):
-            rows, bad = _survey(job)  # of chunks
+            rows, bad = survey(job)  # of chunks
         run = _run(job) | identity.of_model(model, prompt, dim)
         if known is not None:
             means = identity.of_vectors if job.update else dict
@@ -227,7 +227,7 @@ def bad_rows_message(source: Source, count: int, first: Sequence[BadRow]) -> str
     return ("" if source.several else f"{source}, ") + "; ".join(map(str, first)) + more
 
 
-def _check(job: Job) -> None:
+def check(job: Job) -> None:
     """Raise ValueError for a job that cannot be, before anything is read."""
     if job.on_error not in ("fail", "skip"):
         raise ValueError(f"on_error = {job.on_error!r} is neither 'fail' nor 'skip'")
@@ -307,7 +307,7 @@ def _changed(job: Job) -> ValueError:
     )
 
 
-def _survey(job: Job) -> tuple[int, int]:
+def survey(job: Job) -> tuple[int, int]:
     """Return the number of rows, and of bad rows among them.
 
     Reading is cheap: an error now is better than one after days of computing.

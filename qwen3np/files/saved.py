@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,15 @@ from .update import Hashes, hashes_of
 
 BLOCK = 4096  # vectors read at a time
 
-Found = tuple["int | str", "str | None"]  # id and text
+WHERE = ("file", "chunk", "start", "end")  # columns that say where a text is from
+
+
+class Found(NamedTuple):
+    """What an output says of a vector: its id, its text if it holds it, and where the text is from."""
+
+    id: int | str
+    text: str | None
+    where: Mapping[str, int | str] = {}
 
 
 def open_saved(path: Path) -> Saved:
@@ -104,19 +112,19 @@ class Saved:
         return values_of(stored, self.precision, self.ranges, self.dim)
 
     def named(self) -> Iterator[Found]:
-        """Yield the id, and the text where the output holds it, of every vector."""
+        """Yield what the output says of every vector."""
         path = self._beside(IDS)
         if path is None:
-            yield from ((row, None) for row in range(self.count))
+            yield from (Found(row, None) for row in range(self.count))
         else:
-            yield from ((self._id(number, line), None) for number, line in self._lines(path))
+            yield from (self._id(number, line) for number, line in self._lines(path))
 
     def hashes(self) -> Hashes:
         """Return the hash of every text: from the texts, or from OUT.hashes.npy."""
         path = self._beside(HASHES)
         if path is not None:
             return np.load(path)
-        texts = (text for _, text in self.named())
+        texts = (found.text for found in self.named())
         found = [np.empty((0, 2), np.uint64)]
         while some := [*islice(texts, BLOCK)]:
             if None in some:
@@ -129,7 +137,7 @@ class Saved:
         return np.concatenate(found)
 
     def find(self, rows: Collection[int]) -> dict[int, Found]:
-        """Return the ids and texts of the vectors with these numbers."""
+        """Return what the output says of the vectors with these numbers."""
         raise NotImplementedError
 
     def made_of(self, source: Path) -> bool | None:
@@ -162,13 +170,15 @@ class Saved:
             if -(-self.dim // 8) != self.columns:
                 raise self.error(f"holds {self.columns} bytes a vector, which are not {said or 'any'} bits")
 
-    def _found(self, row: int, id: Any, text: Any) -> Found:
-        """Return an id and a text from values that another program may have written."""
+    def _found(self, row: int, said: Mapping[str, Any]) -> Found:
+        """Return what a record says, whose values another program may have written."""
+        id, text = said.get("id"), said.get("text")
         if id is None:
             id = row
         elif not isinstance(id, (int, str)):
             id = str(id)
-        return id, text if text is None else str(text)
+        where = {name: said[name] for name in WHERE if isinstance(said.get(name), (int, str))}
+        return Found(id, text if text is None else str(text), where)
 
     def mixed(self, path: Path) -> str:
         """Return what is wrong with a file that is of another run than the record."""
@@ -191,18 +201,14 @@ class Saved:
         """Return ids from OUT.ids.jsonl, or the row numbers."""
         path = self._beside(IDS)
         if path is None:
-            return {row: (row, None) for row in rows}
-        return {
-            number: (self._id(number, line), None) for number, line in self._lines(path) if number in rows
-        }
+            return {row: Found(row, None) for row in rows}
+        return {number: self._id(number, line) for number, line in self._lines(path) if number in rows}
 
-    def _id(self, number: int, line: bytes) -> int | str:
+    def _id(self, number: int, line: bytes) -> Found:
         id = parse_json(line)
         if isinstance(id, Bad):
             raise ValueError(f"{beside(self.path, IDS)}, line {number + 1}: {id}")
-        if isinstance(id, dict):  # with where its text is from
-            id = id.get("id")
-        return self._found(number, id, None)[0]
+        return self._found(number, id if isinstance(id, dict) else {"id": id})
 
     def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
         """Yield the lines of OUT.ids.jsonl and their numbers; ValueError unless each vector has one."""
@@ -267,7 +273,7 @@ class Safetensors(Saved):
         ids = self._file.get_slice("ids")
         if ids.get_shape() != [self.count] or ids.get_dtype() != "I64":
             raise self.error(f"holds {self.count} vectors, but ids {ids.get_dtype()} {ids.get_shape()}")
-        return {row: (int(ids[row : row + 1][0]), None) for row in rows}
+        return {row: Found(int(ids[row : row + 1][0]), None) for row in rows}
 
     def named(self) -> Iterator[Found]:
         if "ids" not in self._file.keys():  # noqa: SIM118
@@ -328,13 +334,12 @@ class Jsonl(Saved):
         with open(self.path, "rb") as file:
             for number, line in enumerate(file):
                 if number in rows:
-                    record = json.loads(line)
-                    found[number] = self._found(number, record.get("id"), record.get("text"))
+                    found[number] = self._found(number, json.loads(line))
         return found
 
     def named(self) -> Iterator[Found]:
         for number, record in enumerate(self._records()):
-            yield self._found(number, record.get("id"), record.get("text"))
+            yield self._found(number, record)
 
 
 class Parquet(Saved):
@@ -349,7 +354,7 @@ class Parquet(Saved):
             schema = self._file.schema_arrow
             if "embedding" not in schema.names:
                 raise self.error(f"has no column 'embedding'; there are {', '.join(map(repr, schema.names))}")
-            self._columns = [name for name in ("id", "text") if name in schema.names]
+            self._columns = [name for name in ("id", "text", *WHERE) if name in schema.names]
             kind, *_ = (type_of(path, schema, name) for name in ("embedding", *self._columns))
             first = next(self._file.iter_batches(batch_size=1, columns=["embedding"]), None)
         length = 0 if first is None or kind.num_fields != 1 else len(first.column(0)[0].as_py() or ())
@@ -374,17 +379,15 @@ class Parquet(Saved):
             for row in rows:
                 if first <= row < first + len(batch):
                     cells = {name: batch.column(name)[row - first].as_py() for name in self._columns}
-                    found[row] = self._found(row, cells.get("id"), cells.get("text"))
+                    found[row] = self._found(row, cells)
             first += len(batch)
         return found
 
     def named(self) -> Iterator[Found]:
         first = 0
         for batch in self._batches(self._columns):
-            cells = {name: batch.column(name).to_pylist() for name in self._columns}
-            nothing = [None] * len(batch)
-            pairs = zip(cells.get("id", nothing), cells.get("text", nothing), strict=True)
-            yield from (self._found(first + n, id, text) for n, (id, text) in enumerate(pairs))
+            some = batch.select(self._columns).to_pylist() if self._columns else [{}] * len(batch)
+            yield from (self._found(first + n, cells) for n, cells in enumerate(some))
             first += len(batch)
 
     def _batches(self, columns: list[str]) -> Iterator[Any]:
@@ -409,12 +412,12 @@ def texts_of(
     good = (entry for entry in read_rows(source, column, id_column, delimiter) if isinstance(entry, Row))
     for number, row in enumerate(good):
         if number in found:
-            if row.id != found[number][0]:
+            if row.id != found[number].id:
                 raise ValueError(
-                    f"{source}: its text {number} has the id {row.id!r}, the vector {found[number][0]!r}: "
+                    f"{source}: its text {number} has the id {row.id!r}, the vector {found[number].id!r}: "
                     "not the file that was embedded"
                 )
-            with_texts[number] = (row.id, row.text)
+            with_texts[number] = Found(row.id, row.text)
     if number + 1 != count:
         raise ValueError(
             f"{source}: has {number + 1} texts for {count} vectors: not the file that was embedded"

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class Source:
         id_column: As for read_rows.
         delimiter: As for read_rows.
         chunks: How texts are cut. Default: they are not.
+        limit: How many rows are read, before they are cut. Default: all.
         notes: What there is to say about the names.
     """
 
@@ -49,6 +51,7 @@ class Source:
     id_column: str | None = None
     delimiter: str | None = None
     chunks: Chunks | None = None
+    limit: int | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -86,7 +89,7 @@ class Source:
 
     def rows(self) -> Iterator[Row | BadRow]:
         """Yield the rows of all files; once prepared for cutting, those of the chunks."""
-        entries = self._rows() if self.several else self._read(self.inputs[0])
+        entries = islice(self._rows() if self.several else self._read(self.inputs[0]), self.limit)
         return entries if self._cut is None else self._cut(entries)
 
     def _rows(self) -> Iterator[Row | BadRow]:
@@ -149,6 +152,8 @@ class Source:
         }
         if isinstance(self.column, Template):
             found["template"] = self.column.template
+        if self.limit is not None:
+            found["limit"] = self.limit
         if self.chunks is not None:
             found |= {"chunk tokens": self.chunks.tokens, "overlap": self.chunks.overlap}
         return found
@@ -158,7 +163,8 @@ class Source:
 
         With "input", `search` reads the texts again, which it can where each is a cell or a line of one file.
         """
-        if self.several or self.inputs[0].whole or self.chunks or isinstance(self.column, Template):
+        parts = self.several or self.inputs[0].whole or self.chunks or self.limit
+        if parts or isinstance(self.column, Template):
             return {"inputs": os.fsencode(self.name).decode(errors="replace")}
         path = os.fsencode(self.inputs[0].path.resolve()).decode(errors="replace")  # it may not be Unicode
         columns = {"column": self.column, "id_column": self.id_column, "delimiter": self.delimiter}
@@ -172,7 +178,7 @@ def find(names: Sequence[str | Path], output: Path, txt: str | None = None, **op
         names: As for find_files.
         output: As for find_files.
         txt: As for find_files.
-        **options: Those of Source: column, id_column, delimiter, chunks.
+        **options: Those of Source: column, id_column, delimiter, chunks, limit.
     """
     found = find_files([*map(str, names)], output, txt)
     several = len(names) > 1 or not any(each.path == Path(names[0]) for each in found.inputs)

@@ -31,7 +31,7 @@ TORCH = (
 )
 PRECISION = 'weights keep the type they are stored in; matmul_precision="medium" multiplies in bfloat16'
 TOKENS = "model.tokenize(texts) gives the token ids"
-EVALUATION = "give the model's vectors or scores to the metric, or use mteb (README)"
+EVALUATION = "give the model's vectors or scores to the metric, or use mteb (docs/mteb.md)"
 
 # What to do instead -> the names of sentence-transformers 6.2 that are not served.
 INSTEAD = {
