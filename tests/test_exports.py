@@ -15,6 +15,7 @@ from qwen3np.cli.options import RERANKER
 from qwen3np.files import duplicates as module
 from qwen3np.files.duplicates import duplicates
 from qwen3np.files.saved import open_saved
+from qwen3np.files.work import WorkFolder
 from qwen3np.quantization import VECTOR_PRECISIONS
 from qwen3np.search import similarity
 
@@ -99,6 +100,100 @@ def test_a_table_keeps_all_chunks_of_a_text_and_those_of_its_newest_version_alon
         after = table(tmp_path / target)
         assert [row[1:3] for row in after if row[0] == "a.md"] == [("a.md", 0)]
         assert [row[1:3] for row in after[1:]] == [row[1:3] for row in before if row[0] == "b.md"]
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("suffix", ["duckdb", "lance"])
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+@pytest.mark.parametrize("chunks", [[], ["--chunk-tokens", 8]], ids=["whole", "chunks"])
+def test_rows_that_are_added_replace_those_of_the_same_file_and_id_alone(
+    run, embed, tmp_path, suffix, output, chunks
+):
+    """Some ids are texts with quotes, some the numbers of rows; one stands in two files."""
+    (tmp_path / "a.csv").write_text('id,text\no\'b,apple\n"say ""hi""",pear\n')
+    (tmp_path / "b.csv").write_text('id,text\no\'b,boat\n"say ""hi""",ship\n')
+    (tmp_path / "c.txt").write_text("one\ntwo\n")
+    command = ["c.txt", "a.csv", "b.csv", "--output", output, "--overwrite", *chunks]
+    assert embed(*command)[0] == 0 and run("export", output, f"t.{suffix}")[0] == 0
+    before = {row[:2]: row for row in table(tmp_path / f"t.{suffix}")}
+    changed = {("o'b", "a.csv"), ('say "hi"', "b.csv"), ("0", "c.txt")}
+    assert len(before) == 6 and changed < before.keys()
+    (tmp_path / "a.csv").write_text("id,text\no'b,another apple\n")
+    (tmp_path / "b.csv").write_text('id,text\n"say ""hi""",another ship\n')
+    (tmp_path / "c.txt").write_text("another one\n")
+    assert embed(*command)[0] == 0
+    for _ in range(2):
+        assert run("export", output, f"t.{suffix}", "--append")[0] == 0
+        after = {row[:2]: row for row in table(tmp_path / f"t.{suffix}")}
+        assert after.keys() == before.keys()
+        assert {key for key in after if str(after[key]) != str(before[key])} == changed
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("suffix", ["duckdb", "lance"])
+def test_rows_of_other_columns_are_not_added(run, embed, tmp_path, suffix):
+    """They would replace those of every file that have their id, or lose the texts."""
+    (tmp_path / "a.csv").write_text("id,text\na,apple\n")
+    made = {
+        "plain": ["a.csv", "--output", "plain.parquet"],
+        "without texts": ["a.csv", "--output", "vectors.npy"],
+        "numbered": ["a.csv", "--id-column", "", "--column", "text", "--output", "numbered.parquet"],
+        "shorter": ["a.csv", "--dim", 64, "--output", "shorter.parquet"],
+        "of files": ["a.c*", "--output", "files.parquet"],
+        "in chunks": ["a.csv", "--chunk-tokens", 8, "--output", "chunks.parquet"],
+    }
+    assert all(embed(*command)[0] == 0 for command in made.values())
+    outputs = [command[-1] for command in made.values()]
+    for first in outputs:
+        target = f"{first}.{suffix}"
+        assert run("export", first, target)[0] == 0
+        before = table(tmp_path / target)
+        for other in outputs:
+            code, _, err = run("export", other, target, "--append")
+            assert code == (0 if other == first else 2), (first, other)
+            assert code == 0 or ("has other columns (" in err and err.count("\n") == 1)
+            assert str(table(tmp_path / target)) == str(before)
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("suffix", ["duckdb", "lance"])
+def test_another_programs_rows_need_not_all_say_where_they_are_from(run, tmp_path, suffix):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"id": ["a", "b"], "file": ["x", None], "start": ["today", "later"], "text": ["t", "u"]}
+    vectors = pa.array([[1.0] * 96] * 2, pa.list_(pa.float32(), 96))
+    pq.write_table(pa.table(columns | {"embedding": vectors}), tmp_path / "other.parquet")
+    code, _, err = run("export", tmp_path / "other.parquet", tmp_path / f"t.{suffix}")
+    assert code == 0, err
+    assert [row[:-1] for row in table(tmp_path / f"t.{suffix}")] == [("a", "x", "t"), ("b", None, "u")]
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize(
+    "target, options, expected",
+    [
+        ("t.lance", ["--table", "mine"], "--table is for .duckdb"),
+        ("t.usearch", ["--table", "mine"], "--table is for .duckdb"),
+        ("t.duckdb", ["--index", "f16"], "--index is for .faiss and .usearch"),
+        ("t.lance", ["--index", "f16"], "--index is for .faiss and .usearch"),
+    ],
+)
+def test_an_option_of_another_target_is_refused(run, saved, tmp_path, target, options, expected):
+    saved()
+    code, _, err = run("export", "out.npy", target, *options)
+    assert code == 2 and expected in err and not (tmp_path / target).exists()
+
+
+@pytest.mark.exports
+def test_what_a_killed_export_left_is_made_anew_with_the_option_that_it_names(run, embed, saved, tmp_path):
+    pytest.importorskip("usearch.index")
+    saved()
+    with WorkFolder(tmp_path / "t.usearch") as work:
+        work.begin({"run": {}, "info": {}, "rows": 40, "bad": 0, "dim": 96, "replaces": {}})
+    code, _, err = run("export", "out.npy", "t.usearch")
+    assert code == 2 and "interrupted run; --overwrite begins anew" in err and "--resume" not in err
+    assert run("export", "out.npy", "t.usearch", "--overwrite")[0] == 0
+    code, _, err = embed("t.usearch", "x", "--rescore", "out.npy", command="search")
+    assert code == 2 and "--rescore is for what embed wrote" in err
 
 
 @pytest.mark.exports

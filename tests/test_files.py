@@ -489,6 +489,67 @@ def test_a_dry_run_counts_and_writes_nothing_and_a_limit_reads_the_first_rows(em
     assert [json.loads(line)["text"] for line in lines] == texts[:7]
     code, _, err = embed("in.txt", "--output", "out.jsonl", "--limit", 8, "--resume")
     assert code == 2 and "limit" in err
+    assert "invalid positive value" in embed("in.txt", "--output", "out.jsonl", "--limit", 10**20)[2]
+
+
+def test_a_pattern_that_a_file_matches_is_no_text(embed, tmp_path):
+    write_input(tmp_path / "notes.txt", ["one", "two"])
+    for pattern in ("notes*", "n?tes.t*", "*"):
+        assert embed(pattern, "--output", "out.jsonl", "--overwrite")[0] == 0
+        assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["file"] == "notes.txt"
+        code, _, err = embed(pattern)
+        assert code == 2 and f"--text '{pattern}'" in err
+    for text in ("why?", "other*", "**bold**", "[1]", "notes* are"):
+        code, out, _ = embed(text)
+        assert code == 0 and json.loads(out)["text"] == text
+
+
+def test_an_update_with_a_limit_adds_rows_and_removes_none(embed, tmp_path):
+    write_input(tmp_path / "in.txt", [f"text {i}" for i in range(10)])
+    command = ["in.txt", "--output", "out.npy", "--update"]
+    assert embed(*command, "--limit", 3)[0] == 0
+    assert "3 rows kept, 2 new or changed, 0 gone" in embed(*command, "--limit", 5)[2]
+    for made in ([], ["--limit", 10]):
+        assert embed(*command, *made)[0] == 0
+        before = (tmp_path / "out.npy").read_bytes()
+        code, _, err = embed(*command, "--limit", 9)
+        assert code == 2 and "of more than 9 rows, and --update would remove the others" in err
+        assert (tmp_path / "out.npy").read_bytes() == before
+    assert "9 rows kept, 0 new or changed, 1 gone" in embed(*command, "--limit", 9, "--overwrite")[2]
+
+
+@pytest.mark.parametrize(
+    "options", [["--precision", "int8"], ["--dim", 5], ["--precision", "int8", "--dim", 32]]
+)
+@pytest.mark.parametrize("words", [1, 100])
+def test_a_dry_run_refuses_what_the_run_does(embed, tmp_path, options, words):
+    """The chunks of one text are enough for the ranges of int8; one chunk is not."""
+    (tmp_path / "in.md").write_text("word " * words)
+    command = ["in.md", "--chunk-tokens", 8, "--output", "out.npy", *options]
+    planned, printed, why = embed(*command, "--dry-run")
+    code, _, err = embed(*command)
+    assert planned == code == (0 if words > 1 and options[1] == "int8" else 2)
+    if code == 0:
+        count = len(np.load(tmp_path / "out.npy"))
+        tokens = err.partition("int8, ")[2].partition(" tokens")[0]
+        assert f"would hold {count} vectors, of {tokens} tokens" in printed
+    else:
+        assert why == err
+
+
+def test_texts_of_another_output_leave_where_they_are_from(embed, tmp_path):
+    """What holds no texts takes them from an output of the same rows."""
+    for name in "ab":
+        (tmp_path / f"{name}.md").write_text(f"{name} falls. " * 30)
+    for output in ("out.npy", "out.parquet"):
+        assert embed("*.md", "--chunk-tokens", 16, "--output", output)[0] == 0
+    search = ["a falls.", "--top-k", 3, "--json"]
+    _, expected, _ = embed("out.parquet", *search, command="search")
+    code, found, err = embed("out.npy", *search, "--texts", "out.parquet", command="search")
+    assert (code, found, err) == (0, expected, "")
+    assert "--texts names one of the same rows" in embed("out.npy", *search, command="search")[2]
+    code, _, err = embed("out.npy", "x", "--top-k", -3, "--reranker", "none", command="search")
+    assert code == 2 and "top_k must be a positive integer, found -3" in err
 
 
 def test_search_takes_the_model_from_the_output(embed, model, tiny, tmp_path, capsys, monkeypatch):

@@ -207,7 +207,7 @@ def embed_whole_files(args: argparse.Namespace, names: list[str]) -> None:
     job = Job(source, args.output, **{name: getattr(args, name) for name in settings})
     if args.dry_run:
         model = options.load_embedder(args)
-        print(_estimated(job, estimate(job, model, prompt_of(model, args)), model.max_seq_length))
+        print(_estimated(job, estimate(job, model, prompt_of(model, args), args.dim), model.max_seq_length))
         return
     shown = _Bar(source.name)
     try:

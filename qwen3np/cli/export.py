@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
-        "--append", action="store_true", help="add to a table; its rows with the same ids are replaced"
+        "--append",
+        action="store_true",
+        help="add to a table of the same columns; its rows of the same ids and files are replaced",
     )
     mode.add_argument("--overwrite", action="store_true", help="replace a table or an index")
 

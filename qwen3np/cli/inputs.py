@@ -44,13 +44,19 @@ def names_file(argument: str, folders: bool = True) -> bool:
 
 
 def is_read(argument: str) -> bool:
-    """Whether an argument is a folder, a file that is read, or a pattern that matches some."""
+    """Whether an argument is a folder, a file that is read, or a pattern that matches some.
+
+    A word with * or ? that is no path is a pattern if a file that is read has a name like that; **word** is
+    none.
+    """
     if os.path.isdir(argument):
         return True
     if os.path.exists(argument):
         return format_of(Path(argument)) in SUFFIXES
     is_path = looks_like_file(argument) or os.sep in argument or "/" in argument
-    return is_path and len(argument.split()) == 1 and any(True for _ in matches(argument))
+    if len(argument.split()) != 1 or ("**" in argument and not is_path):
+        return False
+    return any(is_path or format_of(path) in SUFFIXES for path in matches(argument))
 
 
 def refusal(name: str, as_text: str) -> ValueError:
@@ -112,7 +118,7 @@ def stdin_lines(asked: bool = False) -> list[str]:
 
 def positive(argument: str) -> int:
     """Parse a number of things, 1 or more."""
-    if int(argument) < 1:
+    if not 1 <= int(argument) <= sys.maxsize:
         raise ValueError
     return int(argument)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import indexes, saved
-from ..search import search_blocks
+from ..search import positive, search_blocks
 from ..table import table, terminal_columns
 from . import options
 from .inputs import texts
@@ -59,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Search; the corpus says which model to use where `args.model` is None."""
     asked = texts(args.queries, args.literal)
+    positive("top_k", args.top_k)
     corpus = indexes.open_corpus(args.corpus)
+    if args.rescore is not None and isinstance(corpus, indexes.Index):
+        raise ValueError(f"{args.corpus}: --rescore is for what embed wrote, and this is an index of export")
     made_by = corpus.info.get("model")
     if args.model is None:
         args.model = made_by or options.EMBEDDER
@@ -138,7 +141,7 @@ def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -
     found = corpus.find(rows)
     count = corpus.count
     if args.texts is not None:
-        if corpus.made_of(args.texts) is False:
+        if "inputs" not in corpus.info and corpus.made_of(args.texts) is False:
             say(f"{args.texts} is not the file that was embedded, byte for byte: its texts may be others")
         return saved.texts_of(args.texts, args.column, args.id_column, args.delimiter, found, count)
     if any(one.text is not None for one in found.values()):
@@ -147,7 +150,7 @@ def _with_texts(args: argparse.Namespace, corpus: saved.Saved, rows: set[int]) -
     if source is None:
         why = "--texts names the file that was embedded"
         if "inputs" in corpus.info:  # parts of files, or of several: see Source.info
-            why = "`embed` to a .parquet or .jsonl, which do, shows them"
+            why = "--texts names one of the same rows that does: `embed` to a .parquet or .jsonl makes it"
         say(f"{args.corpus} holds no texts; {why}")
     else:
         columns = (corpus.info.get("column"), corpus.info.get("id_column"), corpus.info.get("delimiter"))

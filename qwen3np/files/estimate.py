@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..loading.tokenizer import TruncationCount, batches
 from .rows import Row
-from .run import Job, check, survey
+from .run import Job, check, survey, without_warnings
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -39,7 +39,7 @@ class Estimate:
     seconds: float
 
 
-def estimate(job: Job, model: Embedder, prompt: str) -> Estimate:
+def estimate(job: Job, model: Embedder, prompt: str, dim: int | None = None) -> Estimate:
     """Read all that a job would read, tokenise it, and time the model on a random sample of the texts.
 
     Nothing is written. Texts of an output that would be kept by an update are counted too.
@@ -50,7 +50,9 @@ def estimate(job: Job, model: Embedder, prompt: str) -> Estimate:
     """
     check(job)
     _, bad = survey(job)
-    job.source.prepare(model, prompt)
+    model.encode("a", prompt=prompt, truncate_dim=dim)  # a wrong dimension is an error now
+    if job.source.prepare(model, prompt):
+        survey(job)  # of chunks
     count = TruncationCount("texts", "max_seq_length", model.max_seq_length)
     sample: list[tuple[str, int]] = []
     chosen = random.Random(0)
@@ -72,8 +74,9 @@ def estimate(job: Job, model: Embedder, prompt: str) -> Estimate:
             break
         timed.append(text)
         size += length
-    model.encode(timed[0], prompt=prompt)  # kernels and weights are loaded
-    begun = time.perf_counter()
-    model.encode(timed, prompt=prompt)
-    seconds = (time.perf_counter() - begun) * tokens / size
+    with without_warnings():
+        model.encode(timed[0], prompt=prompt)  # kernels and weights are loaded
+        begun = time.perf_counter()
+        model.encode(timed, prompt=prompt)
+        seconds = (time.perf_counter() - begun) * tokens / size
     return Estimate(count.texts, bad, tokens, count.longest, count.truncated, seconds)

@@ -7,7 +7,7 @@ the older one or the new one. An index file is written as an output is (publish.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..quantization import as_bits
 from . import indexes, record
 from .extras import library
 from .publish import check_leftovers, finish, stage
-from .saved import Saved
+from .saved import WHERE, Saved
 from .work import Chunk, Totals, WorkFolder
 
 TABLES = (".duckdb", ".lance")
@@ -42,13 +42,13 @@ def export(
         table: The name of the table in a .duckdb file.
         index: What FAISS's index_factory is to make (default: "Flat", or "BFlat" of bits, which is exact), or
             how usearch's graph is to hold the vectors (default: as the output does).
-        append: Add to a table that exists; its rows with the same ids (of the same files, all their chunks)
-            are replaced.
+        append: Add to a table that exists, of the same columns; its rows with the same ids (of the same
+            files, all their chunks) are replaced.
         overwrite: Replace a table or an index that exists.
 
     Raises:
         ValueError: The target is of another kind, or does not fit.
-        FileExistsError: It exists, without `append` or `overwrite`.
+        FileExistsError: It exists, without `append` or `overwrite`, or with other columns than `append` adds.
         ImportError: The library is not installed.
     """
     suffix = target.suffix.lower()
@@ -58,6 +58,10 @@ def export(
         raise ValueError(f"{target}: there is no folder {target.parent}")
     if append and suffix not in TABLES:
         raise ValueError(f"{target}: rows are added to tables; an index is made anew, with --overwrite")
+    if index is not None and suffix in TABLES:
+        raise ValueError(f"{target}: --index is for {' and '.join(indexes.SUFFIXES)}")
+    if table != "embeddings" and suffix != ".duckdb":
+        raise ValueError(f"{target}: --table is for .duckdb")
     if suffix == ".duckdb":
         return _to_duckdb(saved, target, table, append, overwrite)
     if suffix == ".lance":
@@ -79,6 +83,8 @@ def _to_duckdb(saved: Saved, target: Path, table: str, append: bool, overwrite: 
             _check_free(f"{target}: table {table!r}", exists, append, overwrite)
             database.register("qwen3np_rows", rows)
             if exists and append:
+                here, new = (_described(database, relation) for relation in (name, "qwen3np_rows"))
+                _check_columns(f"{target}: table {table!r}", here, saved, new)
                 database.execute("CREATE TEMP TABLE qwen3np_new AS SELECT * FROM qwen3np_rows")
                 same = ", ".join(column for column in rows.schema.names if column in ("id", "file"))
                 gone = f"({same}) IN (SELECT ({same}) FROM qwen3np_new)"
@@ -104,10 +110,12 @@ def _to_lance(saved: Saved, target: Path, append: bool, overwrite: bool) -> int:
         if exists and append:
             table = database.open_table(target.stem)
             rows = _rows(saved, target)
-            keys = [name for name in rows.schema.names if name in ("id", "file", "chunk")]
+            here, new = ({f.name: str(f.type) for f in schema} for schema in (table.schema, rows.schema))
+            _check_columns(str(target), here, saved, new)
+            keys = [name for name in new if name in ("id", "file", "chunk")]
             merge = table.merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
             if "chunk" in keys:  # a text that became shorter has fewer of them
-                merge = merge.when_not_matched_by_source_delete(_of_texts(saved, keys[:-1]))
+                merge = merge.when_not_matched_by_source_delete(_of_texts(saved, "file" in keys))
             merge.execute(rows)
         else:
             mode = "overwrite" if exists else "create"
@@ -146,13 +154,33 @@ def _check_free(what: str, exists: bool, append: bool, overwrite: bool) -> None:
         raise FileExistsError(f"{what} exists; --overwrite replaces it, --append adds to it")
 
 
+def _described(database: Any, relation: str) -> dict[str, str]:
+    """Return the columns of a table of DuckDB and their types."""
+    return {row[0]: row[1] for row in database.execute(f"DESCRIBE {relation}").fetchall()}
+
+
+def _check_columns(what: str, here: Mapping[str, str], saved: Saved, new: Mapping[str, str]) -> None:
+    """Raise FileExistsError where rows have not the columns of the table that they are to be added to.
+
+    Without "file" a row would replace those of all files with its id, and without "text" lose their texts.
+    """
+    names = [name for name in ("id", *WHERE, "text", "embedding") if here.get(name) != new.get(name)]
+    if names:
+        other = "; ".join(
+            f"{n}: {here.get(n, 'none')} there, {new.get(n, 'none')} in {saved.path}" for n in names
+        )
+        raise FileExistsError(
+            f"{what} has other columns ({other}): --overwrite replaces it, else name another"
+        )
+
+
 def _chunks(saved: Saved) -> Iterator[Chunk]:
     """Yield ids, texts, where they are from, and float vectors; bits as they are."""
     named = saved.named()
     for block in saved.blocks():
         some = [*islice(named, len(block))]
         vectors = as_bits(block) if saved.precision.endswith("binary") else saved.floats(block)
-        where = [one.where for one in some] if some[0].where else None
+        where = [one.where for one in some] if any(one.where for one in some) else None
         yield Chunk([one.id for one in some], [one.text or "" for one in some], vectors, where=where)
 
 
@@ -167,19 +195,15 @@ def _totals(saved: Saved) -> Totals:
     return Totals(count, count, int_ids=integers, numbered=numbered, placed=placed)
 
 
-def _of_texts(saved: Saved, keys: list[str]) -> str:
-    """Return SQL that is true of rows of the output's texts, whichever of their chunks."""
-    texts = {tuple({"id": one.id, **one.where}[key] for key in keys) for one in saved.named()}
+def _of_texts(saved: Saved, several: bool) -> str:
+    """Return SQL that is true of rows of the output's texts, whichever of their chunks.
 
-    def literal(value: int | str) -> str:
-        return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
-
-    of_ids = ", ".join(sorted({literal(key[0]) for key in texts}))
-    found = f"id IN ({of_ids})"
-    if len(keys) > 1:
-        of_files = ", ".join(sorted({literal(key[1]) for key in texts}))
-        found += f" AND file IN ({of_files})"
-    return found
+    Of several files, a text is known by its file and its id together; no file's name holds a NUL.
+    """
+    texts = {f"{one.where.get('file', '')}\0{one.id}" if several else str(one.id) for one in saved.named()}
+    listed = ", ".join("'" + text.replace("'", "''") + "'" for text in sorted(texts))
+    known = "file || '\0' || CAST(id AS STRING)" if several else "CAST(id AS STRING)"
+    return f"{known} IN ({listed})"
 
 
 def _rows(saved: Saved, target: Path) -> Any:
@@ -199,7 +223,8 @@ def _rows(saved: Saved, target: Path) -> Any:
             floats = saved.floats(chunk.vectors) if saved.precision.endswith("binary") else chunk.vectors
             flat = pa.array(np.ascontiguousarray(floats).ravel())
             vectors = pa.FixedSizeListArray.from_arrays(flat, saved.dim)
-            places = [pa.array([row[name] for row in chunk.where or ()], names[name]) for name in first.where]
+            where = chunk.where or [{}] * len(ids)  # other programs' rows need not all say it
+            places = [pa.array([row.get(name) for row in where], names[name]) for name in first.where]
             columns = [pa.array(ids, names["id"]), *places, *([pa.array(chunk.texts)] if texts else [])]
             yield pa.record_batch([*columns, vectors], schema=schema)
 

@@ -81,6 +81,8 @@ def open_corpus(path: Path) -> Saved:
 class Index(Saved):
     """An index that `export` wrote: it is searched as its library does, and holds no vectors to read."""
 
+    again = "--overwrite"
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         if self.record is None:

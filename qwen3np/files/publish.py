@@ -26,23 +26,26 @@ from .work import Chunk, Totals, WorkFolder, npy_header
 SHOWN = 5  # bad rows that a message names
 
 
-def check_leftovers(output: Path, work: WorkFolder, resume: bool = False, overwrite: bool = False) -> None:
+def check_leftovers(
+    output: Path, work: WorkFolder, resume: bool | None = None, overwrite: bool = False
+) -> None:
     """Raise FileExistsError for what may not be replaced.
 
-    That is an output without `overwrite`, what is left of a run without `overwrite` or `resume`, and, in any
-    case, files beside the output that do not belong to one.
+    That is an output without `overwrite`, what is left of a run without `overwrite` or `resume` (None where
+    a command has no such option), and, in any case, files beside the output that do not belong to one.
     """
     manifest = work.manifest or {}
     if manifest and not (resume or overwrite):
         raise FileExistsError(
-            f"{work.path}: is left of an interrupted run; --resume goes on with it, --overwrite begins anew"
+            f"{work.path}: is left of an interrupted run; "
+            f"{'' if resume is None else '--resume goes on with it, '}--overwrite begins anew"
         )
     if is_staged(work):  # its files are moving there: `finish` checks
         return
     agreed = manifest.get("replaces", {})
     record.check_beside(output, agreed)
     found = {suffix: now for suffix, now in states(output).items() if now is not None}
-    may_be_finished = resume and not manifest and {VECTORS, RECORD} <= found.keys()
+    may_be_finished = bool(resume) and not manifest and {VECTORS, RECORD} <= found.keys()
     if overwrite or may_be_finished or all(agreed.get(suffix) == now for suffix, now in found.items()):
         return
     first = beside(output, VECTORS if VECTORS in found else next(iter(found)))

@@ -176,7 +176,7 @@ def embed_file(
             )
         resumed, number = _verified(job, work)
         encoder = _Encoder(model, prompt, dim, job.precision, older)
-        with _without_warnings():
+        with without_warnings():
             _compute(job, work, encoder, resumed, number, lambda s: progress and progress(s, rows))
         totals, _ = _verified(job, work, whole=True)
         found = totals.rows, totals.rows - totals.texts
@@ -266,6 +266,13 @@ def _older(job: Job, run: Mapping[str, Any], finished: Mapping[str, Any] | None)
         return None
     if finished is None and not record.as_recorded(job.output, found):
         return None
+    limit, before = run.get("limit"), found["run"].get("limit")
+    more = limit is not None and (before is None or before > limit) and found["rows"] > limit
+    if more and not job.overwrite:
+        raise FileExistsError(
+            f"{job.output}: exists, of more than {limit:,} rows, and --update would remove the others; "
+            "--overwrite replaces it"
+        )
     older = Older(open_saved(job.output))
     rows = (entry.text for entry in job.rows() if isinstance(entry, Row))
     while texts := [*islice(rows, CHUNK_ROWS)]:
@@ -326,7 +333,7 @@ def survey(job: Job) -> tuple[int, int]:
         if NOT_UTF8 in found:
             cure += "; a file in another encoding: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
         raise ValueError(f"{found}; nothing was computed; {cure}")
-    if rows - bad < 2 and job.precision.endswith("int8"):
+    if rows - bad < 2 and job.precision.endswith("int8") and not job.source.uncut:
         raise ValueError(
             f"{job.source}: {job.precision} takes its ranges from the vectors, and needs two texts or more"
         )
@@ -502,7 +509,7 @@ def _add(totals: Totals, rows: Sequence[Row], lengths: Sequence[int], limit: int
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Suppress the warnings of each call that texts were truncated; the report says it once."""
 
     def keep(record: logging.LogRecord) -> bool:

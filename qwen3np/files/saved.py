@@ -73,6 +73,7 @@ class Saved:
     count: int
     dim: int
     columns: int
+    again = "--resume"  # the option of the command that makes such a file
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -177,14 +178,15 @@ class Saved:
             id = row
         elif not isinstance(id, (int, str)):
             id = str(id)
-        where = {name: said[name] for name in WHERE if isinstance(said.get(name), (int, str))}
+        kinds = dict.fromkeys(WHERE, int) | {"file": str}
+        where = {name: said[name] for name, kind in kinds.items() if isinstance(said.get(name), kind)}
         return Found(id, text if text is None else str(text), where)
 
     def mixed(self, path: Path) -> str:
         """Return what is wrong with a file that is of another run than the record."""
         return (
             f"{path}: is of another run than {beside(self.path, RECORD).name} beside it; if a run was "
-            "stopped in its last step, the same command with --resume completes it"
+            f"stopped in its last step, the same command with {self.again} completes it"
         )
 
     def _beside(self, suffix: str) -> Path | None:
@@ -417,7 +419,7 @@ def texts_of(
                     f"{source}: its text {number} has the id {row.id!r}, the vector {found[number].id!r}: "
                     "not the file that was embedded"
                 )
-            with_texts[number] = Found(row.id, row.text)
+            with_texts[number] = found[number]._replace(text=row.text)
     if number + 1 != count:
         raise ValueError(
             f"{source}: has {number + 1} texts for {count} vectors: not the file that was embedded"

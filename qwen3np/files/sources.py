@@ -87,6 +87,11 @@ class Source:
         self._cut = Cutter(self.chunks, model.tokenizer)
         return True
 
+    @property
+    def uncut(self) -> bool:
+        """Whether texts are to be cut, and `prepare` has not come yet."""
+        return self.chunks is not None and self._cut is None
+
     def rows(self) -> Iterator[Row | BadRow]:
         """Yield the rows of all files; once prepared for cutting, those of the chunks."""
         entries = islice(self._rows() if self.several else self._read(self.inputs[0]), self.limit)
