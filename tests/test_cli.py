@@ -21,7 +21,7 @@ from qwen3np.cli import demo, options, program
 from qwen3np.loading.hub import locate
 from qwen3np.runtime.backend import BACKENDS
 from qwen3np.runtime.numba_backend import PRECISIONS
-from qwen3np.verify.published import CARD_MODEL
+from qwen3np.verify.published import CARD_MODEL, CARD_QUERIES
 
 TEXTS = ["The capital of China is Beijing.", "中国\u2028首都", ""]
 
@@ -139,10 +139,15 @@ def test_synth_writes_a_model_that_embeds(run, tmp_path):
 
 @pytest.mark.slow  # it compiles for all precisions; CI runs the demo itself, too
 def test_the_demo_runs_without_a_network(tmp_path):
-    """It says that the weights are generated, and that they agree with the reading copy."""
+    """It says which model this is; the card's texts rank right, and so does its own documentation."""
     done = as_user("demo", cwd=tmp_path, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "GENERATED" in done.stdout and "What is the capital of China?" in done.stdout
+    assert f"this is {demo.SMALL}" in done.stdout
+    table = [line.split()[-2:] for line in done.stdout.splitlines() if line.startswith(tuple(CARD_QUERIES))]
+    [[right, wrong], [other, own]] = [[float(score) for score in row] for row in table]
+    assert right > wrong and own > other
+    answers = done.stdout.partition(demo.QUESTIONS[0])[2].partition(demo.QUESTIONS[1])[0]
+    assert "--resume" in answers and "docs/" in answers
 
 
 def test_the_demo_does_not_take_an_interrupted_download_for_the_model(tiny, tmp_path, monkeypatch):

@@ -116,8 +116,10 @@ def test_the_wheel_works_away_from_the_repository(tree, tmp_path):
 
     files = {str(p.relative_to(site_packages)).replace(os.sep, "/") for p in site_packages.rglob("*.*")}
     assert {"qwen3np/py.typed", "qwen3np/synth/tokenizer.json", "qwen3np/kernels/__init__.py"} <= files
-    assert "qwen3np/server/page/ui.html" in files
-    assert not {name for name in files if name.startswith(("tests", "benchmarks", "kernels"))}
+    assert {"qwen3np/server/page/ui.html", "qwen3np/models/qwen3np-tiny/model.safetensors"} <= files
+    pages = {f"qwen3np/docs/{path.name}" for path in ROOT.glob("docs/*.md")}
+    assert pages == {name for name in files if name.startswith("qwen3np/docs/")}
+    assert not {name for name in files if name.startswith(("tests", "benchmarks", "kernels", "training"))}
     modules = [p.relative_to(ROOT) for p in sorted(ROOT.glob("qwen3np/**/*.py"))]
     modules += [Path("qwen3np") / p.relative_to(ROOT) for p in sorted(ROOT.glob("kernels/**/*.py"))]
     installed = {name for name in files if name.startswith("qwen3np/") and name.endswith(".py")}
@@ -133,7 +135,7 @@ for name in ("kernels", "tests", "benchmarks"):
 from qwen3np.cli import main
 sys.exit(main(["demo"]))
 """
-    assert "GENERATED" in python(code, away, executable)
+    assert "this is qwen3np-tiny" in python(code, away, executable)
     script = executable.with_name("qwen3np.exe" if os.name == "nt" else "qwen3np")
     subprocess.run([script, "--version"], cwd=away, check=True, stdout=subprocess.DEVNULL)
 

@@ -1,4 +1,4 @@
-"""A Hub id or a folder -> the folder that holds the model's files."""
+"""A Hub id, a folder, or the name of a model in this package -> the folder that holds the model's files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from .folder import patterns
 logger = logging.getLogger("qwen3np")
 
 NEEDED_FILES = patterns()
+
+# Models that come with this package, by name: training/ made them.
+PACKAGED = {"qwen3np-tiny": Path(__file__).parent.parent / "models" / "qwen3np-tiny"}
 
 
 def locate(
@@ -28,7 +31,7 @@ def locate(
     and `HF_TOKEN` are honoured.
 
     Args:
-        model: A Hub id or a folder.
+        model: A Hub id, a folder, or a name in PACKAGED, which needs no network.
         revision: The branch, tag or commit of the Hub repository.
         cache_folder: The Hub cache. Default: that of HF_HOME.
         token: The Hub token for private models.
@@ -51,6 +54,8 @@ def locate(
             f"{folder}: is a file; give the folder that holds config.json and model.safetensors"
         )
     name = str(model)
+    if name in PACKAGED and revision is None:
+        return PACKAGED[name]
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\" in name:
         raise CheckpointError(f"{name}: no such folder")
 
@@ -91,7 +96,8 @@ def locate(
         raise CheckpointError(
             f"{name}: no folder of this name here, not in the Hub cache{at} "
             f"({cache_folder or _cache()}), and {why}; "
-            "download it once with a network, or give the path of a folder that holds the model's files"
+            "download it once with a network, or give the path of a folder that holds the model's files; "
+            f"to try things out, {', '.join(PACKAGED)} comes with the package"
         ) from error
     except (
         Exception
