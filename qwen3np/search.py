@@ -333,10 +333,12 @@ class Nearest:
             return
         products, lengths = self._products(block)
         # A row with a NaN or an infinity has no finite product, not even with zeros.
-        if not np.isfinite(products).all():
+        finite = bool(np.isfinite(products).all())
+        if not finite:
             check_finite(self._values(block), self._what, first)
         for i, query in enumerate(self._queries):
-            new = self._candidates(i, *self._bounds(i, products[i], lengths))
+            near = self._near(i, products[i], lengths) if finite else np.arange(len(block))
+            new = near[self._candidates(i, *self._bounds(i, products[i, near], lengths[near]))]
             yield first + new, exact_scores(self._name, query, self._values(block[new]))
 
     def _values(self, rows: Any) -> Vectors:
@@ -367,13 +369,28 @@ class Nearest:
             scan(rows, steps, origins, query, products[i], squares)
         return products, squares
 
-    def _bounds(self, i: int, products: Vectors, lengths: Scores) -> tuple[Scores, Scores]:
-        """Return what the scores of query i are at least and at most, from products that are rounded."""
+    def _error(self, i: int) -> tuple[float, float]:
+        """Return a and b: a product of query i and a row is within a * length + b of the exact one."""
         # |error| <= dim * EPSILON * |a| |b| in whatever order the products are added (Higham, Accuracy and
         # Stability, 3.1); doubled for the lengths, doubled to be safe; and what subnormal numbers lose. A
         # value that is decoded is within 3 EPSILON of the range's ends of the one that is scored.
-        dim = self._dim
-        margin = self._sizes[i] * EPSILON * (4 * (dim + 16) * lengths + 8 * self._slip) + dim * 2.0**-125
+        size = float(self._sizes[i]) * EPSILON
+        return size * 4 * (self._dim + 16), size * 8 * self._slip + self._dim * 2.0**-125
+
+    def _near(self, i: int, products: Vectors, lengths: Scores) -> NDArray[np.int64]:
+        """Return all rows whose scores may be among query i's best, and few others, in two passes over them."""
+        best = self.found[i][1]
+        if len(best) < self._count:
+            return np.arange(len(products))
+        a, b = (1.01 * error for error in self._error(i))
+        cosine = self._name == "cosine"
+        least = (best[-1] - a) * lengths if cosine else best[-1] - a * lengths
+        return np.flatnonzero(products >= least - b)
+
+    def _bounds(self, i: int, products: Vectors, lengths: Scores) -> tuple[Scores, Scores]:
+        """Return what the scores of query i are at least and at most, from products that are rounded."""
+        a, b = self._error(i)
+        margin = a * lengths + b
         scores = products.astype(np.float64)
         if self._name == "cosine":
             whole = np.where(lengths == 0, 1, lengths)
