@@ -378,7 +378,7 @@ class Nearest:
         return size * 4 * (self._dim + 16), size * 8 * self._slip + self._dim * 2.0**-125
 
     def _near(self, i: int, products: Vectors, lengths: Scores) -> NDArray[np.int64]:
-        """Return all rows whose scores may be among query i's best, and few others, in two passes over them."""
+        """Return all rows whose scores may be among query i's best, and few others: in two quick passes."""
         best = self.found[i][1]
         if len(best) < self._count:
             return np.arange(len(products))
