@@ -117,7 +117,7 @@ def test_the_wheel_works_away_from_the_repository(tree, tmp_path):
     files = {str(p.relative_to(site_packages)).replace(os.sep, "/") for p in site_packages.rglob("*.*")}
     assert {"qwen3np/py.typed", "qwen3np/synth/tokenizer.json", "qwen3np/kernels/__init__.py"} <= files
     assert {"qwen3np/server/page/ui.html", "qwen3np/models/qwen3np-tiny/model.safetensors"} <= files
-    pages = {f"qwen3np/docs/{path.name}" for path in ROOT.glob("docs/*.md")}
+    pages = {f"qwen3np/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("docs/**/*.*")}
     assert pages == {name for name in files if name.startswith("qwen3np/docs/")}
     assert not {name for name in files if name.startswith(("tests", "benchmarks", "kernels", "training"))}
     modules = [p.relative_to(ROOT) for p in sorted(ROOT.glob("qwen3np/**/*.py"))]
