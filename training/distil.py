@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 from pairs import Pair
 from student import Student
-from texts import Texts, loss, mixed
+from texts import Texts, batches, loss
 from torch import Tensor
 
 BATCH = 128  # pairs
@@ -55,9 +55,9 @@ def train(
         student.load_state_dict(state["student"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    losses: list[list[float]] = [[], []]
+    losses: list[float] = []
     began = time.perf_counter()
-    for number, batch in zip(range(steps), mixed(pairs, texts, seed, BATCH), strict=False):
+    for number, batch in zip(range(steps), batches(pairs, texts, seed, BATCH), strict=False):
         if number < step:
             continue
         queries, documents = (places[rank::processes] for places in batch)
@@ -70,20 +70,18 @@ def train(
         ids = texts.documents if plain else texts.queries
         asked = student([ids[i] for i in queries], not plain)
         answers = student([texts.documents[i] for i in documents], False)
-        known = texts.teacher(queries, documents)
-        off = loss(asked, answers, known, basis)
+        off = loss(asked, answers, texts.teacher(queries, documents), basis)
         optimizer.zero_grad()
         off.backward()
         _share(student, processes)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         step += 1
-        losses[known is None].append(off.item())
+        losses.append(off.item())
         if rank == 0 and (step % EVERY == 0 or step == steps):
-            taught, others = (round(sum(part) / max(len(part), 1), 4) for part in losses)
-            losses = [[], []]
             spent = round(time.perf_counter() - began)
-            _log(work, {"step": step, "taught": taught, "others": others, "seconds": spent})
+            _log(work, {"step": step, "loss": round(sum(losses) / len(losses), 4), "seconds": spent})
+            losses = []
             state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
             torch.save(state, work / "checkpoint.part")
             (work / "checkpoint.part").rename(checkpoint)

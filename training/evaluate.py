@@ -193,7 +193,7 @@ def both(encode: Encoder, task: Task) -> tuple[Matrix, Matrix]:
 def report(work: Path) -> None:
     """Evaluate the packaged model; write RESULTS.json and the model card."""
     log = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
-    losses = [[line["step"], line["taught"]] for line in log if line["step"] % LOGGED == 0]
+    losses = {line["step"]: line["loss"] for line in log if line["step"] % LOGGED == 0}
     scores = evaluate(work)
     facts = {
         "parameters": sum(math.prod(t.shape) for t in load_file(MODEL / "model.safetensors").values()) / 1e6,
@@ -206,7 +206,7 @@ def report(work: Path) -> None:
         "taught": len(np.load(work / "vectors.npy", mmap_mode="r")),
         "steps": log[-1]["step"],
     }
-    results = {"scores": scores, **facts, "seconds": log[-1]["seconds"], "step, loss": json.dumps(losses)}
+    results = {"scores": scores, **facts, "seconds": log[-1]["seconds"], "losses": losses}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     card.write(MODEL / "README.md", scores, facts)
     for task, row in scores.items():

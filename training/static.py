@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pairs import Pair
-from texts import Texts, loss, mixed
+from texts import Texts, batches, loss
 from torch import Tensor
 from torch.nn import functional
 
@@ -73,7 +73,7 @@ def train(
     """Train the embeddings, but those of silent tokens, and write them; rank is the only process's."""
     embeddings = embeddings.clone().requires_grad_()
     optimizer = torch.optim.Adam([embeddings], lr=RATE, betas=(0.9, 0.98))
-    for step, (queries, documents) in zip(range(steps), mixed(pairs, texts, seed, BATCH), strict=False):
+    for step, (queries, documents) in zip(range(steps), batches(pairs, texts, seed, BATCH), strict=False):
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
         rows = table(embeddings)
         plain = step % 3 == 0
@@ -84,6 +84,6 @@ def train(
         off.backward()
         embeddings.grad[silent] = 0.0  # Adam would move them however small their gradient is
         optimizer.step()
-        if step % 20 < 2:
+        if step % 20 == 0:
             print(f"static {step} of {steps}: {off.item():.3f}", flush=True)
     torch.save(embeddings.detach(), path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, count
+from itertools import count
 
 import numpy as np
 import tokenizers
@@ -25,7 +25,7 @@ Batch = tuple[list[int], list[int]]  # places of queries, and of their documents
 
 
 class Texts:
-    """Token ids of all texts, and the teacher's vectors of the first of them, by their place in the list.
+    """Token ids of all texts, and the teacher's vectors of them, by their place in the list.
 
     Of a query, the ids behind the instruction.
     """
@@ -41,10 +41,8 @@ class Texts:
         if any(e.ids[: len(self.prompt)] != self.prompt for e in whole):
             raise ValueError("the instruction is not a prefix of every query")
 
-    def teacher(self, queries: list[int], documents: list[int]) -> tuple[Tensor, Tensor] | None:
-        """Return the teacher's vectors of texts by their places; None unless it has read them all."""
-        if max(*queries, *documents) >= len(self.vectors):
-            return None
+    def teacher(self, queries: list[int], documents: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the teacher's vectors of texts by their places."""
         return self.vectors[queries].float(), self.vectors[documents].float()
 
 
@@ -76,7 +74,7 @@ def batches(pairs: list[Pair], texts: Texts, seed: int, size: int) -> Iterator[B
         for number, start in enumerate(range(0, len(order), size * POOL)):
             pool = [pairs[i] for i in order[start : start + size * POOL]]
             places = [(texts.at[pair.query], texts.at[pair.document]) for pair in pool]
-            if number % 2 and max(map(max, places)) < len(texts.vectors):
+            if number % 2:
                 places = _alike(places, texts.vectors, size)
             else:
                 places.sort(key=lambda place: len(texts.documents[place[1]]))
@@ -98,29 +96,17 @@ def _alike(places: list[tuple[int, int]], vectors: Tensor, size: int) -> list[tu
     return ordered
 
 
-def mixed(pairs: list[Pair], texts: Texts, seed: int, size: int) -> Iterator[Batch]:
-    """Yield, in turn, a batch of pairs whose vectors the teacher gave and one of other pairs, without end."""
-    taught = [p for p in pairs if max(texts.at[p.query], texts.at[p.document]) < len(texts.vectors)]
-    known = set(taught)
-    others = [p for p in pairs if p not in known]
-    return chain.from_iterable(
-        zip(*(batches(p, texts, seed, size) for p in (taught, others) if p), strict=True)
-    )
-
-
-def loss(queries: Tensor, documents: Tensor, teacher: tuple[Tensor, Tensor] | None, basis: Tensor) -> Tensor:
+def loss(queries: Tensor, documents: Tensor, teacher: tuple[Tensor, Tensor], basis: Tensor) -> Tensor:
     """Return the loss of a batch.
 
     Args:
         queries: The student's states.
         documents: Of the documents, one a query.
-        teacher: The teacher's vectors of both; None where it has not read them.
+        teacher: The teacher's vectors of both.
         basis: The projection to the student's dimensions.
     """
     own = torch.arange(len(queries))
     found = [cut(queries, d) @ cut(documents, d).T / TEMPERATURE for d in DIMENSIONS]
-    if teacher is None:
-        return mean(functional.cross_entropy(f, own) for f in found)
     both, target = torch.cat([queries, documents]), torch.cat(teacher) @ basis
     wanted = teacher[0] @ teacher[1].T / TEMPERATURE
     # A document that the teacher finds nearer to the query than its own may be right too.

@@ -62,14 +62,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/training"), help="texts, vectors, states")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--texts", type=int, help="texts that the teacher reads (default: all)")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     work: Path = args.work
     all_pairs, texts = prepare(work)
     teachers = sources.teacher(work / "sources")
     if not (work / "vectors.npy").exists():
-        np.save(work / "vectors.npy", teacher.vectors(teachers, texts[: args.texts], work, args.processes))
+        np.save(work / "vectors.npy", teacher.vectors(teachers, texts, work, args.processes))
     if not (vocab := work / "tokenizer.json").exists():
         vocabulary.train(all_pairs, vocab)
     if not (meanings := work / "meanings.npy").exists():
