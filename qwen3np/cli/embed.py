@@ -6,15 +6,16 @@ import argparse
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..files import outputs
 from ..files.cells import Template
 from ..files.chunking import Chunks
 from ..files.estimate import Estimate, estimate
 from ..files.names import TXT, named
+from ..files.preflight import bad_rows_message
 from ..files.record import ERRORS, beside
-from ..files.run import Job, Report, bad_rows_message, check_free, embed_file, save
+from ..files.run import Job, Report, check_free, embed_file, save
 from ..files.sources import Source, find
 from ..files.work import Totals, kept
 from ..quantization import VECTOR_PRECISIONS
@@ -22,9 +23,6 @@ from ..runtime.progress import bar, ticking, worth_showing
 from . import options
 from .inputs import STDIN, is_read, looks_like_file, names_file, positive, refusal, stdin_lines, texts
 from .streams import escaped, say
-
-if TYPE_CHECKING:
-    from ..embedder import Embedder
 
 EXAMPLES = (
     'qwen3np embed "The capital of China is Beijing."',
@@ -62,12 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a file, folder or pattern, never taken for a text; or - for stdin (repeatable)",
     )
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument(
-        "--query", action="store_true", help='put the model\'s "query" prompt before each text'
-    )
-    prompt.add_argument("--prompt", help="put this prompt before each text")
-    prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before each text')
+    options.prompt_options(parser)
     parser.add_argument("--dim", type=int, help="keep this many leading dimensions (32 to hidden_size)")
     parser.add_argument(
         "-o",
@@ -143,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
         check_free(args.output, args.overwrite)
     found = [*texts(args.texts, as_text="--text"), *args.text] or stdin_lines()
     model = options.load_embedder(args)
-    prompt = prompt_of(model, args)
+    prompt = options.prompt_of(model, args)
     vectors = model.encode(
         found, prompt=prompt, truncate_dim=args.dim, show_progress_bar=worth_showing(found)
     )
@@ -184,11 +177,6 @@ def input_names(args: argparse.Namespace) -> list[str]:
     return names
 
 
-def prompt_of(model: Embedder, args: argparse.Namespace) -> str:
-    """Return what the options put before each text."""
-    return model.prompt_text("query" if args.query else None, args.prompt, args.instruction)
-
-
 def source_of(args: argparse.Namespace, names: list[str]) -> Source:
     """Return what the options say is to be read of these files, folders and patterns."""
     if args.overlap is not None and args.chunk_tokens is None:
@@ -207,14 +195,15 @@ def embed_whole_files(args: argparse.Namespace, names: list[str]) -> None:
     job = Job(source, args.output, **{name: getattr(args, name) for name in settings})
     if args.dry_run:
         model = options.load_embedder(args)
-        print(_estimated(job, estimate(job, model, prompt_of(model, args), args.dim), model.max_seq_length))
+        found = estimate(job, model, options.prompt_of(model, args), args.dim)
+        print(_estimated(job, found, model.max_seq_length))
         return
     shown = _Bar(source.name)
     try:
         report = embed_file(
             job,
             lambda: options.load_embedder(args),
-            lambda model: prompt_of(model, args),
+            lambda model: options.prompt_of(model, args),
             model_name=options.model_name(args.model),
             dim=args.dim,
             progress=shown.show,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ..files.atomic import write_file
 from . import options
-from .embed import prompt_of
 from .inputs import texts
 from .streams import say
 
@@ -28,10 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.model_options(parser, options.EMBEDDER)
     parser.add_argument("text", metavar="TEXT", help="the text; -: from stdin")
     options.literal(parser)
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--query", action="store_true", help='put the model\'s "query" prompt before TEXT')
-    prompt.add_argument("--prompt", help="put this prompt before TEXT")
-    prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before TEXT')
+    options.prompt_options(parser, "TEXT")
     parser.add_argument("--with", dest="other", metavar="TEXT", help="compare it with this document")
     parser.add_argument(
         "--layers",
@@ -58,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     explanation = explain(
         model,
         *found,
-        prompt=prompt_of(model, args),
+        prompt=options.prompt_of(model, args),
         other_prompt=model.prompt_text(documents),
         layers=args.layers,
     )

@@ -122,6 +122,19 @@ def model_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def prompt_options(parser: argparse.ArgumentParser, what: str = "each text") -> None:
+    """Add the options that say what stands before a text, which help calls `what`."""
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--query", action="store_true", help=f'put the model\'s "query" prompt before {what}')
+    prompt.add_argument("--prompt", help=f"put this prompt before {what}")
+    prompt.add_argument("--instruction", help=f'put "Instruct: INSTRUCTION\\nQuery:" before {what}')
+
+
+def prompt_of(model: Embedder, args: argparse.Namespace) -> str:
+    """Return what those options put before each text."""
+    return model.prompt_text("query" if args.query else None, args.prompt, args.instruction)
+
+
 def literal(parser: argparse.ArgumentParser) -> None:
     """Add the option --literal."""
     parser.add_argument(

@@ -126,8 +126,10 @@ def _reranked(
     """Return the best of the hits by a reranker's scores; ValueError where they have no texts."""
     if any(one.text is None for one in found.values()):
         raise ValueError(f"{args.corpus}: there are no texts for --reranker {args.reranker} to read")
-    arguments = vars(args) | {"model": args.reranker, "revision": None}  # --revision is the embedding model's
-    reranker = options.load_reranker(argparse.Namespace(**arguments))
+    from ..reranker import Reranker
+
+    arguments = options.model_arguments(args) | {"revision": None}  # --revision is the embedding model's
+    reranker = Reranker(args.reranker, **arguments)
     chosen = []
     for query, near in zip(queries, hits, strict=True):
         texts = [found[hit["corpus_id"]].text for hit in near]

@@ -19,12 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "texts", nargs="*", default=[], metavar="TEXT", help="texts; -: one per line of stdin"
     )
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument(
-        "--query", action="store_true", help='put the model\'s "query" prompt before each text'
-    )
-    prompt.add_argument("--prompt", help="put this prompt before each text")
-    prompt.add_argument("--instruction", help='put "Instruct: INSTRUCTION\\nQuery:" before each text')
+    options.prompt_options(parser)
     parser.add_argument("--count", action="store_true", help="print the numbers of tokens alone")
     options.literal(parser)
 
@@ -33,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     """Print, per text, its number of tokens, their ids and what each stands for, as the model reads them."""
     found = texts(args.texts, args.literal) or stdin_lines()
     model = options.load_embedder(args)
-    prompt = model.prompt_text("query" if args.query else None, args.prompt, args.instruction)
+    prompt = options.prompt_of(model, args)
     tokenizer = model.tokenizer
     for text, ids in zip(found, tokenizer.encode(found, model.max_seq_length, prompt), strict=True):
         line = {"text": text, "tokens": len(ids)}

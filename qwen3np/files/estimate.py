@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..loading.tokenizer import TruncationCount, batches
+from .preflight import check, survey
 from .rows import Row
-from .run import Job, check, survey, without_warnings
+from .run import Job, without_warnings
 
 if TYPE_CHECKING:
     from ..embedder import Embedder

@@ -211,9 +211,10 @@ def _rows(saved: Saved, target: Path) -> Any:
     pa = library("pyarrow", target, "parquet")
     integers, first = _totals(saved).int_ids, next(saved.named())
     texts = first.text is not None
-    names = {"id": pa.int64() if integers else pa.string()}
-    names |= {name: pa.string() if name == "file" else pa.int64() for name in first.where}
-    names |= {"text": pa.string()} if texts else {}
+    types = {int: pa.int64(), str: pa.string()}
+    names = {"id": types[int if integers else str]}
+    names |= {name: types[WHERE[name]] for name in first.where}
+    names |= {"text": types[str]} if texts else {}
     names |= {"embedding": pa.list_(pa.float32(), saved.dim)}
     schema = pa.schema(list(names.items()), metadata=saved.info)
 

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..loading.tokenizer import TRUNCATED
-from ..quantization import VECTOR_PRECISIONS, quantize_embeddings
+from ..quantization import quantize_embeddings
 from . import identity, outputs, record
-from .cells import NOT_UTF8
+from .preflight import check, survey
 from .publish import SHOWN, check_leftovers, finish, is_staged, stage
 from .rows import BadRow, Row
 from .saved import open_saved
@@ -221,27 +221,6 @@ def check_free(output: Path, overwrite: bool) -> None:
         check_leftovers(output, work, overwrite=overwrite)
 
 
-def bad_rows_message(source: Source, count: int, first: Sequence[BadRow]) -> str:
-    """Return a message that names the first bad rows, and says how many more there are."""
-    more = f"; and {count - len(first)} more" if count > len(first) else ""
-    return ("" if source.several else f"{source}, ") + "; ".join(map(str, first)) + more
-
-
-def check(job: Job) -> None:
-    """Raise ValueError for a job that cannot be, before anything is read."""
-    if job.on_error not in ("fail", "skip"):
-        raise ValueError(f"on_error = {job.on_error!r} is neither 'fail' nor 'skip'")
-    if job.precision not in VECTOR_PRECISIONS:
-        raise ValueError(f"precision {job.precision!r} is not one of {', '.join(VECTOR_PRECISIONS)}")
-    outputs.check_name(job.output)
-    job.source.check()
-    for suffix in record.SUFFIXES:
-        path = record.beside(job.output, suffix)
-        for each in job.source.inputs if path.exists() else ():
-            if path.samefile(each.path):
-                raise ValueError(f"{each.path}: is the input, and this run would write over it")
-
-
 def _finished(job: Job, work: WorkFolder) -> dict[str, Any] | None:
     """Return the record of an output that is whole, with --resume or --update and no run left to continue."""
     found = record.read_record(job.output)
@@ -312,34 +291,6 @@ def _changed(job: Job) -> ValueError:
         f"{found}: changed while it was read; give the same command with --resume if it is as it was "
         "before, else with --overwrite"
     )
-
-
-def survey(job: Job) -> tuple[int, int]:
-    """Return the number of rows, and of bad rows among them.
-
-    Reading is cheap: an error now is better than one after days of computing.
-    """
-    rows, bad, first = 0, 0, []
-    for entry in job.rows():
-        rows += 1
-        if isinstance(entry, BadRow):
-            bad += 1
-            first += [entry] if bad <= SHOWN else []
-    if rows == 0:
-        raise ValueError(f"{job.source}: is empty: there is no text to embed")
-    if bad and job.on_error == "fail":
-        found = bad_rows_message(job.source, bad, first)
-        cure = "--on-error skip leaves bad rows out"
-        if NOT_UTF8 in found:
-            cure += "; a file in another encoding: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
-        raise ValueError(f"{found}; nothing was computed; {cure}")
-    if rows - bad < 2 and job.precision.endswith("int8") and not job.source.uncut:
-        raise ValueError(
-            f"{job.source}: {job.precision} takes its ranges from the vectors, and needs two texts or more"
-        )
-    if bad == rows:
-        raise ValueError(f"{bad_rows_message(job.source, bad, first)}; no row is good")
-    return rows, bad
 
 
 def _run(job: Job) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from .update import Hashes, hashes_of
 
 BLOCK = 4096  # vectors read at a time
 
-WHERE = ("file", "chunk", "start", "end")  # columns that say where a text is from
+# The columns that say where a text is from, and their types.
+WHERE: dict[str, type] = {"file": str, "chunk": int, "start": int, "end": int}
 
 
 class Found(NamedTuple):
@@ -178,8 +179,7 @@ class Saved:
             id = row
         elif not isinstance(id, (int, str)):
             id = str(id)
-        kinds = dict.fromkeys(WHERE, int) | {"file": str}
-        where = {name: said[name] for name, kind in kinds.items() if isinstance(said.get(name), kind)}
+        where = {name: said[name] for name, kind in WHERE.items() if isinstance(said.get(name), kind)}
         return Found(id, text if text is None else str(text), where)
 
     def mixed(self, path: Path) -> str:
