@@ -26,7 +26,7 @@ from report import markdown
 
 from qwen3np import quantization_ranges, quantize_embeddings, semantic_search
 from qwen3np.runtime.cores import usable_cores
-from qwen3np.search import unit
+from qwen3np.similarity import unit
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
 ROWS, DIMS, QUERIES, TOP_K, GRAPH_ROWS = 1_000_000, (1024, 256), 100, 10, 100_000

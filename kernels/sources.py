@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import marshal
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def _read(module: str) -> tuple[bytes, set[str]]:
         loaded = {name for name in sys.modules if name.startswith(f"{PACKAGE}.kernels.")}
         return marshal.dumps(loader.get_code(module)), loaded
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in _statements(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names if _is_ours(alias.name)}
         elif isinstance(node, ast.ImportFrom):
@@ -61,6 +62,15 @@ def _read(module: str) -> tuple[bytes, set[str]]:
             if _is_ours(base):
                 names |= {_module_of(base, alias.name) for alias in node.names}
     return source, names
+
+
+def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """The statements below a node, at any depth; expressions, nine nodes of ten, are not looked into."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child
+        if not isinstance(child, ast.expr):
+            yield from _statements(child)
 
 
 def _from_archive(loader: Any, module: str) -> bytes | None:

@@ -26,7 +26,7 @@ from .runtime.backend import check_backend, make_backend
 from .runtime.distinct import Distinct
 from .runtime.progress import progress_bar
 from .runtime.soundness import check_states
-from .search import SIMILARITIES, check_similarity, similarity, similarity_pairwise
+from .similarity import SIMILARITIES, check_similarity, similarity, similarity_pairwise
 
 logger = logging.getLogger("qwen3np")
 

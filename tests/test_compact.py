@@ -27,12 +27,9 @@ from qwen3np.synth.checkpoints import synthesize, to_bfloat16
 
 SHAPES = [(5, 33), (32, 128), (48, 320), (160, 256)]
 TOKENS = [1, 17, 40, 130]
-# A way to multiply: how activations are stored. All but the default's are slow: each compiles for 10 seconds.
-DEFAULT = "tiles 2" if "amx" in isa.available() else "pairs"
-WAYS = [
-    pytest.param(kind, marks=[] if kind == DEFAULT else [pytest.mark.slow])
-    for kind in ("pairs", *(kind for kind in KINDS if kind not in ("pairs", "float32", *INTEGERS)))
-]
+# Ways to multiply: how activations are stored. All are slow, each compiles for ten seconds; of the default's
+# bits test_a_model_has_the_bits_of_its_decoded_weights speaks.
+WAYS = ["pairs", *(kind for kind in KINDS if kind not in ("pairs", "float32", *INTEGERS))]
 # Each compiles the engine for half a minute.
 MODELS = [pytest.param("lossless", marks=[pytest.mark.slow]), "int8"]
 
@@ -50,6 +47,7 @@ def rounded_to_int8(w_NK: np.ndarray) -> np.ndarray:
     return (bits >> np.uint32(16)).astype(np.uint16).reshape(N, -1)[:, :K]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("way", WAYS)
 def test_products_have_the_bits_of_the_decoded_matrix(weights, way):
@@ -158,6 +156,7 @@ def test_a_reranker_and_reproducible_vectors_take_them_too(tiny, tiny_reranker):
     assert (model.encode(TEXTS) == Embedder(tiny, reproducible=True).encode(TEXTS)).all()
 
 
+@pytest.mark.slow
 def test_float32_checkpoints_become_int8_alone(tiny, tmp_path):
     folder = tmp_path / "float32"
     shutil.copytree(tiny, folder)

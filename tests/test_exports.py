@@ -17,7 +17,7 @@ from qwen3np.files.duplicates import duplicates
 from qwen3np.files.saved import open_saved
 from qwen3np.files.work import WorkFolder
 from qwen3np.quantization import VECTOR_PRECISIONS
-from qwen3np.search import similarity
+from qwen3np.similarity import similarity
 
 PAGE = (Path(__file__).parent.parent / "docs" / "files.md").read_text(encoding="utf-8")
 TEXTS = [f"the text with the number {n}" for n in range(40)]

@@ -395,6 +395,7 @@ def test_one_file_in_chunks_keeps_its_ids(embed, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals from one process to another")
+@pytest.mark.slow
 def test_a_killed_run_of_chunks_goes_on_bit_for_bit(tiny, embed, tmp_path):
     """In the middle of a text: what is done of it is kept."""
     write(

@@ -311,6 +311,7 @@ def result(name):
 """.replace("BODY", "\n".join(f"            x[i] = np.sqrt(x[i] * x[i]) + step * {n}" for n in range(80)))
 
 
+@pytest.mark.slow
 def test_kernels_that_two_processes_compiled_do_not_call_each_others_parts(tmp_path):
     """numba#10486: in a third process, which loads both."""
     (tmp_path / "twins.py").write_text(TWINS)

@@ -105,6 +105,7 @@ def test_a_token_is_the_same_bits_whatever_the_block(kind):
         np.testing.assert_array_equal(together, alone[:count])
 
 
+@pytest.mark.slow
 def test_weights_widened_once_give_the_same_bits():
     """What Intel's AVX-512 does with 48 tokens and more."""
     w_64, x_64 = packed(to_bfloat16(random(0, 32, 64)), "pairs"), operand(random(1, 96, 64), "pairs")[0]

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3np import quantization_ranges, quantize_embeddings, reference, search, semantic_search
+from qwen3np import (
+    nearest,
+    quantization_ranges,
+    quantize_embeddings,
+    reference,
+    search,
+    semantic_search,
+    similarity,
+)
 
 
 @pytest.fixture
@@ -26,11 +34,11 @@ def ids(results):
     return [[r["corpus_id"] for r in row] for row in results]
 
 
-@pytest.mark.parametrize("name", search.SIMILARITIES)
+@pytest.mark.parametrize("name", similarity.SIMILARITIES)
 @pytest.mark.parametrize("top_k", [1, 10, 1000])
 def test_search_is_a_sort_of_all_scores(vectors, monkeypatch, name, top_k):
     queries, corpus = vectors
-    scores = search.similarity(queries, corpus, name)
+    scores = similarity.similarity(queries, corpus, name)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
     for rows, at_once in ((16384, 256), (64, 2)):
         monkeypatch.setattr(search, "BLOCK_ROWS", rows)
@@ -65,8 +73,8 @@ def test_quantised_search_finds_nearly_the_same_and_rescoring_the_same(vectors, 
     assert hits >= (0.5 if "binary" in precision else 0.9)
     rescored = semantic_search(queries, packed, **options, rescore_embeddings=corpus, rescore_multiplier=50)
     assert ids(rescored) == exact
-    nearest = semantic_search(corpus[:20], packed, 1, **options)
-    assert ids(nearest) == [[i] for i in range(20)]
+    found = semantic_search(corpus[:20], packed, 1, **options)
+    assert ids(found) == [[i] for i in range(20)]
 
 
 def test_hamming_counts_signs(vectors):
@@ -74,7 +82,7 @@ def test_hamming_counts_signs(vectors):
     expected = -((queries[:, None] > 0) != (corpus[None] > 0)).sum(axis=2)
     for precision in ("binary", "ubinary"):
         np.testing.assert_array_equal(
-            search.hamming(queries, quantize_embeddings(corpus, precision)), expected
+            nearest.hamming(queries, quantize_embeddings(corpus, precision)), expected
         )
 
 
@@ -134,7 +142,7 @@ def true_scores(name, queries, corpus):
     return scores.astype(np.float32)
 
 
-@pytest.mark.parametrize("name", search.SIMILARITIES)
+@pytest.mark.parametrize("name", similarity.SIMILARITIES)
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_search_is_exact_whatever_the_blocks_and_equal_rows_are_equal(name, data):
@@ -153,7 +161,7 @@ def test_search_is_exact_whatever_the_blocks_and_equal_rows_are_equal(name, data
     top_k = draw(st.integers(1, count))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "BLOCK_ROWS", draw(st.integers(1, count + 1)))
-        patch.setattr(search, "EXACT_ROWS", draw(st.integers(1, 50)))
+        patch.setattr(similarity, "EXACT_ROWS", draw(st.integers(1, 50)))
         patch.setattr(search, "QUERIES", draw(st.integers(1, 4)))
         results = semantic_search(queries, corpus, top_k, score_function=name)
     with np.errstate(over="ignore"):
@@ -202,19 +210,19 @@ def test_a_cosine_does_not_depend_on_the_lengths(vectors, a, b):
     expected = semantic_search(queries, corpus, 5)
     scaled = [(x * np.float64(by)).astype(np.float32) for x, by in ((queries, a), (corpus, b))]
     true = true_scores("cosine", *scaled)
-    np.testing.assert_allclose(search.similarity(*scaled), true, atol=1e-6)
+    np.testing.assert_allclose(similarity.similarity(*scaled), true, atol=1e-6)
     np.testing.assert_allclose(
-        search.similarity_pairwise(scaled[0], scaled[1][:7]), np.diag(true[:, :7]), atol=1e-6
+        similarity.similarity_pairwise(scaled[0], scaled[1][:7]), np.diag(true[:, :7]), atol=1e-6
     )
     found = semantic_search(*scaled, 5)
     if b > 1e-40:  # below, a float32 has few digits
         assert ids(found) == ids(expected)
     for row, best in zip(true, found, strict=True):
         np.testing.assert_allclose([r["score"] for r in best], -np.sort(-row)[:5], atol=1e-6)
-    assert search.similarity([[0.0, 0.0]], [[1.0, 2.0]]).tolist() == [[0.0]]
+    assert similarity.similarity([[0.0, 0.0]], [[1.0, 2.0]]).tolist() == [[0.0]]
 
 
-@pytest.mark.parametrize("name", search.SIMILARITIES)
+@pytest.mark.parametrize("name", similarity.SIMILARITIES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
 def test_a_row_that_is_not_finite_hides_no_other(vectors, monkeypatch, name, value):
     queries, corpus = vectors
@@ -316,7 +324,7 @@ def test_the_compiled_search_finds_what_numpys_does(monkeypatch, dtype, name):
     rows = quantize_embeddings(corpus, dtype, ranges)
     queries = np.concatenate([corpus[2:4], rng.standard_normal((2, 67)).astype(np.float32)])
     expected = semantic_search(queries, rows, 30, **options)
-    monkeypatch.setattr(search, "MANY_VALUES", 0)
+    monkeypatch.setattr(nearest, "MANY_VALUES", 0)
     monkeypatch.setattr(search, "BLOCK_ROWS", 700)
     assert semantic_search(queries, rows, 30, **options) == expected
     if dtype == "float32":

@@ -56,9 +56,9 @@ def compile_kernels(
     from ..engine import forward, stage
     from ..interface.convert import to_int8
     from ..kernels.scan import scan
+    from ..nearest import compile_scans
     from ..runtime.numba_backend import FLOATING, PRECISIONS, NumbaBackend
     from ..runtime.packed_weights import encode_share, is_bfloat16, pack_int8_share, pack_share
-    from ..search import compile_scans
 
     every = ("highest",) if reproducible else PRECISIONS if weights == "int8" else FLOATING
     precisions = every if matmul_precision is None else (matmul_precision,)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..search import EPSILON, check_finite, exact_scores, unit
+from ..nearest import EPSILON
+from ..similarity import check_finite, exact_scores, unit
 from .saved import BLOCK, Saved
 from .update import Hashes, grouped
 

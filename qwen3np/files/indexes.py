@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..search import positive, unit
+from ..search import positive
+from ..similarity import unit
 from .extras import library
 from .outputs import Kind
 from .record import VECTORS, sample
