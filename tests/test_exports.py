@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from qwen3np.files.saved import open_saved
 from qwen3np.files.work import WorkFolder
 from qwen3np.quantization import VECTOR_PRECISIONS
 from qwen3np.similarity import similarity
+from qwen3np.synth.checkpoints import synthesize
 
 PAGE = (Path(__file__).parent.parent / "docs" / "files.md").read_text(encoding="utf-8")
 TEXTS = [f"the text with the number {n}" for n in range(40)]
@@ -153,6 +155,27 @@ def test_rows_of_other_columns_are_not_added(run, embed, tmp_path, suffix):
             assert code == (0 if other == first else 2), (first, other)
             assert code == 0 or ("has other columns (" in err and err.count("\n") == 1)
             assert str(table(tmp_path / target)) == str(before)
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("suffix", ["duckdb", "lance"])
+def test_rows_of_another_model_or_prompt_are_not_added(run, tiny, tmp_path, monkeypatch, suffix):
+    """They would be compared with the others, which means nothing. A model's two names are no two models."""
+    monkeypatch.chdir(tmp_path)
+    renamed = shutil.copytree(tiny, "renamed")
+    other = synthesize("other", "tiny", seed=7)
+    made = {"first": [tiny], "again": [renamed], "other": [other], "query": [tiny, "--query"]}
+    for name, options in made.items():
+        Path(f"{name}.txt").write_text("one\ntwo\n")
+        command = ["embed", f"{name}.txt", "--output", f"{name}.parquet", "--model", *options]
+        assert run(*command)[0] == 0
+    target = tmp_path / f"t.{suffix}"
+    assert run("export", "first.parquet", target)[0] == 0
+    before = table(target)
+    for name, refused in {"other": "model", "query": "prompt", "again": ""}.items():
+        code, _, err = run("export", f"{name}.parquet", target, "--append")
+        assert code == (2 if refused else 0), err
+        assert not refused or (f"has vectors of {refused} " in err and str(table(target)) == str(before))
 
 
 @pytest.mark.exports

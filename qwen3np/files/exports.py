@@ -1,12 +1,14 @@
 """Saved outputs -> what other programs search: tables of DuckDB and LanceDB, indexes of FAISS and usearch.
 
 A table holds id, file and chunk if there are such, text, and embedding: the float vectors that quantised ones
-stand for. It is replaced or added to in one transaction of its database: whenever a process is killed, it is
-the older one or the new one. An index file is written as an output is (publish.py).
+stand for. What made them is in its metadata (LanceDB) or its comment (DuckDB). It is replaced or added to in
+one transaction of its database: whenever a process is killed, it is the older one or the new one. An
+index file is written as an output is (publish.py).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -23,6 +25,7 @@ from .work import Chunk, Totals, WorkFolder
 
 TABLES = (".duckdb", ".lance")
 SUFFIXES = (*TABLES, *indexes.SUFFIXES)
+OF_TABLE = "FROM duckdb_tables() WHERE schema_name = 'main' AND lower(table_name) = lower(?)"
 
 
 def export(
@@ -48,7 +51,8 @@ def export(
 
     Raises:
         ValueError: The target is of another kind, or does not fit.
-        FileExistsError: It exists, without `append` or `overwrite`, or with other columns than `append` adds.
+        FileExistsError: It exists, without `append` or `overwrite`, or with other columns than `append` adds,
+            or with vectors of another model or prompt.
         ImportError: The library is not installed.
     """
     suffix = target.suffix.lower()
@@ -76,15 +80,13 @@ def _to_duckdb(saved: Saved, target: Path, table: str, append: bool, overwrite: 
     try:
         with duckdb.connect(str(target)) as database:
             database.begin()
-            found = (
-                "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'main' AND lower(table_name) = lower(?)"
-            )
-            exists = bool(database.execute(found, [table]).fetchall())
+            exists = bool(database.execute(f"SELECT 1 {OF_TABLE}", [table]).fetchall())
             _check_free(f"{target}: table {table!r}", exists, append, overwrite)
             database.register("qwen3np_rows", rows)
             if exists and append:
                 here, new = (_described(database, relation) for relation in (name, "qwen3np_rows"))
                 _check_columns(f"{target}: table {table!r}", here, saved, new)
+                _check_model(f"{target}: table {table!r}", _comment(database, table), saved)
                 database.execute("CREATE TEMP TABLE qwen3np_new AS SELECT * FROM qwen3np_rows")
                 same = ", ".join(column for column in rows.schema.names if column in ("id", "file"))
                 gone = f"({same}) IN (SELECT ({same}) FROM qwen3np_new)"
@@ -92,6 +94,8 @@ def _to_duckdb(saved: Saved, target: Path, table: str, append: bool, overwrite: 
                 database.execute(f"INSERT INTO {name} BY NAME SELECT * FROM qwen3np_new")
             else:
                 database.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM qwen3np_rows")
+                comment = json.dumps(_info(saved)).replace("'", "''")
+                database.execute(f"COMMENT ON TABLE {name} IS '{comment}'")
             [count] = database.execute(f"SELECT count(*) FROM {name}").fetchone()
             database.commit()
             return int(count)
@@ -112,6 +116,8 @@ def _to_lance(saved: Saved, target: Path, append: bool, overwrite: bool) -> int:
             rows = _rows(saved, target)
             here, new = ({f.name: str(f.type) for f in schema} for schema in (table.schema, rows.schema))
             _check_columns(str(target), here, saved, new)
+            there = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+            _check_model(str(target), there, saved)
             keys = [name for name in new if name in ("id", "file", "chunk")]
             merge = table.merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
             if "chunk" in keys:  # a text that became shorter has fewer of them
@@ -157,6 +163,39 @@ def _check_free(what: str, exists: bool, append: bool, overwrite: bool) -> None:
 def _described(database: Any, relation: str) -> dict[str, str]:
     """Return the columns of a table of DuckDB and their types."""
     return {row[0]: row[1] for row in database.execute(f"DESCRIBE {relation}").fetchall()}
+
+
+def _info(saved: Saved) -> dict[str, str]:
+    """Return what made an output's vectors: its metadata, and the digest of the weights where it is known."""
+    digest = saved.record and saved.record["run"].get("model")
+    return saved.info | ({"weights": digest} if digest else {})
+
+
+def _comment(database: Any, table: str) -> Mapping[str, str]:
+    """Return what made a DuckDB table's vectors, as its comment says; {} where it is not ours."""
+    [[comment]] = database.execute(f"SELECT comment {OF_TABLE}", [table]).fetchall()
+    try:
+        found = json.loads(comment or "{}")
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_model(what: str, there: Mapping[str, str], saved: Saved) -> None:
+    """Raise FileExistsError where a table's rows are of another model or prompt than those to be added.
+
+    One model may have two names, of the Hub and of a folder: its weights decide, where both say them.
+    """
+    new = _info(saved)
+    key = "weights" if "weights" in there and "weights" in new else "model"
+    for name in (key, "prompt"):
+        if name in there and name in new and there[name] != new[name]:
+            shown = "model" if name == key else name
+            raise FileExistsError(
+                f"{what} has vectors of {shown} {there[shown]!r}, and {saved.path} of {new[shown]!r}"
+                f"{' (other weights)' * (there[shown] == new[shown])}: they cannot be compared; --overwrite "
+                "replaces it, else name another"
+            )
 
 
 def _check_columns(what: str, here: Mapping[str, str], saved: Saved, new: Mapping[str, str]) -> None:
@@ -216,7 +255,7 @@ def _rows(saved: Saved, target: Path) -> Any:
     names |= {name: types[WHERE[name]] for name in first.where}
     names |= {"text": types[str]} if texts else {}
     names |= {"embedding": pa.list_(pa.float32(), saved.dim)}
-    schema = pa.schema(list(names.items()), metadata=saved.info)
+    schema = pa.schema(list(names.items()), metadata=_info(saved))
 
     def batches() -> Iterator[Any]:
         for chunk in _chunks(saved):
