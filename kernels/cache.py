@@ -21,6 +21,7 @@ import llvmlite
 import numba
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from . import cache_files
@@ -50,7 +51,9 @@ class KernelCache(_Cache):
 
     def load_overload(self, types: Any, context: Any) -> Any:
         """Return the compiled code, or None: Numba will then compile it."""
-        context.refresh()
+        # All that code of the cache needs of Numba's context. A refresh would import what types and compiles
+        # other code, in 0.2 s, or 0.4 s where SciPy is installed; Numba does it before it compiles.
+        rtsys.initialize(context)
         for payload in cache_files.find(self._name(types, context.codegen())):
             try:
                 return CompileResult._rebuild(context, *pickle.loads(payload))

@@ -17,7 +17,7 @@ NAME = "qwen3np-tiny"
 FOLDER = PACKAGED[NAME]
 # (query, the document that answers it and three that do not), written by hand; never trained on.
 GROUPS = json.loads((Path(__file__).parent / "meaning_groups.json").read_text(encoding="utf-8"))
-RIGHT = 36  # of 50; chance gives 12 or 13
+RIGHT = 40  # of 50; chance gives 12 or 13
 QUERIES = [query for query, _ in GROUPS]
 DOCUMENTS = [document for _, documents in GROUPS for document in documents]
 

@@ -27,7 +27,8 @@ documents = model.encode_document(["Beijing is the capital of China.", "Gravity 
 model.similarity(queries, documents)
 ```
 
-English, in lower case (`do_lower_case`); trained on texts of up to {length} tokens.
+English, in lower case (`do_lower_case`); trained on texts of up to {length} tokens. The tokenizer is its own:
+byte-level BPE of {vocabulary:,} tokens, most of them whole words.
 
 ## Scores
 

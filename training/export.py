@@ -51,7 +51,7 @@ def export(state: dict[str, torch.Tensor], tokenizer: Path, folder: Path) -> Non
     files = {
         "config.json": config,
         "tokenizer_config.json": {
-            "tokenizer_class": "Qwen2Tokenizer",
+            "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": IM_END,
             "pad_token": END,
             "model_max_length": CONFIG["max_position_embeddings"],

@@ -16,7 +16,7 @@ class Pair:
     """A query and its document.
 
     Args:
-        kind: Where they come from: "gloss", "example", "question", "sentence".
+        kind: Where they come from: "gloss", "name", "example", "question", "sentence".
         origin: The synset, or the document, that both are taken from. All pairs of an origin are on one side
             of the split, so nothing of a held-out one is ever trained on.
         query: The query, without its instruction.

@@ -34,8 +34,7 @@ class Texts:
         self.at = {text: i for i, text in enumerate(texts)}
         self.vectors = torch.from_numpy(vectors)
         self.documents = [cut_ids(e.ids) for e in tokenizer.encode_batch([t.lower() for t in texts])]
-        # The text's first piece begins with the instruction's colon: ":what".
-        self.prompt = tokenizer.encode(QUERY_PROMPT.lower()[:-1], add_special_tokens=False).ids
+        self.prompt = tokenizer.encode(QUERY_PROMPT.lower(), add_special_tokens=False).ids
         whole = tokenizer.encode_batch([(QUERY_PROMPT + text).lower() for text in texts])
         self.queries = [cut_ids(e.ids[len(self.prompt) :]) for e in whole]
         if any(e.ids[: len(self.prompt)] != self.prompt for e in whole):

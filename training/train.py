@@ -24,7 +24,7 @@ from student import CONFIG, Student
 from texts import Texts, projection
 
 SEED = 19
-STEPS, STATIC_STEPS = 3600, 2000
+STEPS, STATIC_STEPS = 9000, 10_000
 
 
 def prepare(work: Path) -> tuple[list[pairs.Pair], list[str]]:

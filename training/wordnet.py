@@ -1,4 +1,4 @@
-"""WordNet -> pairs: a word, or a question for it, and its gloss; an example of its use and the gloss.
+"""WordNet -> pairs: a word and its gloss, a gloss and a sentence that names it, an example and the gloss.
 
 https://wordnet.princeton.edu/documentation/wndb5wn describes the files.
 """
@@ -56,7 +56,7 @@ def read(folder: Path) -> dict[str, Synset]:
 
 
 def pairs(synsets: dict[str, Synset]) -> Iterator[Pair]:
-    """Yield a word's pair for each synset, and one for each of its examples.
+    """Yield two pairs for each synset, by its word and by its gloss, and one for each of its examples.
 
     Names of genera are left out: 8,000 of them, in Latin, all with the gloss "type genus of ...".
     """
@@ -69,6 +69,7 @@ def pairs(synsets: dict[str, Synset]) -> Iterator[Pair]:
         form = choice(synset.key + "form", ["{}: {}", "{} is {}", "{} - {}"])
         document = form.format(word, synset.gloss) if named else synset.gloss
         yield Pair("gloss", synset.key, _query(synset, synsets), document)
+        yield Pair("name", synset.key, synset.gloss, _sentence(synset, synsets))
         for example in synset.examples:
             if len(example) > 12:
                 yield Pair("example", synset.key, example, document)
@@ -86,6 +87,18 @@ def _query(synset: Synset, synsets: dict[str, Synset]) -> str:
     if way < 7 and kind:
         return choice(synset.key, ["{} ({})", "{1} {0}", "{}, a kind of {}"]).format(word, kind)
     return ", ".join(synset.words[: 1 + hashed(synset.key + "words") % 3])
+
+
+def _sentence(synset: Synset, synsets: dict[str, Synset]) -> str:
+    """Return a sentence that names a synset, and its kind, but nothing of its gloss."""
+    name = " or ".join(synset.words[: 1 + hashed(synset.key + "names") % 2])
+    if not synset.kinds:
+        return ", ".join(synset.words)
+    kind = synsets[synset.kinds[0]].words[0]
+    if synset.key[0] == "n":
+        form = choice(synset.key + "name", ["A {} is a {}.", "{} is a kind of {}.", "{} ({})"])
+        return form.format(name, kind)
+    return f"To {name} is to {kind}."
 
 
 def _parse(part: str, line: str) -> Synset:

@@ -99,7 +99,7 @@ def _show_small(why: str, out: Print) -> None:
     text = CARD_QUERIES[1]
     [ids] = model.tokenize(text, prompt="Query:")
     out(f"text      {'Query:' + text!r}")
-    out("tokens    " + " | ".join(model.tokenizer.decode([i]).replace("\n", "\\n") for i in ids))
+    out("tokens    " + " | ".join(model.tokenizer.decode([i]).strip(" ").replace("\n", "\\n") for i in ids))
     out("ids       " + " ".join(map(str, ids)))
     model.encode_query("a")  # kernels and weights are loaded
 

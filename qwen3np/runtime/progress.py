@@ -37,7 +37,10 @@ def _class() -> Any:
 
     A child forked while another thread draws a bar would wait for tqdm's forever.
     """
-    from tqdm.auto import tqdm
+    if "ipykernel" in sys.modules:
+        from tqdm.auto import tqdm
+    else:  # without asyncio, which takes 30 ms to import
+        from tqdm.std import tqdm
 
     class Bar(tqdm):
         monitor_interval = 0  # no thread that looks after bars
