@@ -67,9 +67,8 @@ def train(
         plain = kind < PLAIN
         if kind > 1 - SWAPPED:
             queries, documents = documents, queries
-        ids = texts.documents if plain else texts.queries
-        asked = student([ids[i] for i in queries], not plain)
-        answers = student([texts.documents[i] for i in documents], False)
+        asked = student([texts.ids[i] for i in queries], not plain)
+        answers = student([texts.ids[i] for i in documents], False)
         off = loss(asked, answers, texts.teacher(queries, documents), basis)
         optimizer.zero_grad()
         off.backward()

@@ -199,7 +199,7 @@ def report(work: Path) -> None:
         "parameters": sum(math.prod(t.shape) for t in load_file(MODEL / "model.safetensors").values()) / 1e6,
         "megabytes": (MODEL / "model.safetensors").stat().st_size / 1e6,
         "layers": CONFIG["num_hidden_layers"],
-        "vocabulary": json.loads((MODEL / "config.json").read_text(encoding="utf-8"))["vocab_size"],
+        "vocabulary": SIZE,
         "size": CONFIG["hidden_size"],
         "dimensions": ", ".join(map(str, DIMENSIONS[:-1])),
         "dimensions_all": ", ".join(map(str, DIMENSIONS)),

@@ -30,9 +30,7 @@ def begin(meanings: Tensor, texts: Texts, silent: Tensor) -> Tensor:
         texts: The texts to count.
         silent: Tokens of the least weight: those of the instruction, which would outweigh a short query.
     """
-    counts = torch.bincount(
-        torch.tensor([i for ids in texts.documents for i in ids]), minlength=len(meanings)
-    )
+    counts = torch.bincount(torch.tensor([i for ids in texts.ids for i in ids]), minlength=len(meanings))
     cosine = ((RARE / (RARE + counts / counts.sum())).log() / SPAN + 0.2).clamp(-0.95, 0.95)
     cosine[silent] = -1.0
     embeddings = unit(meanings)
@@ -77,8 +75,8 @@ def train(
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
         rows = table(embeddings)
         plain = step % 3 == 0
-        asked = [texts.documents[i] if plain else texts.prompt + texts.queries[i] for i in queries]
-        answers = [texts.documents[i] for i in documents]
+        asked = [texts.ids[i] if plain else texts.prompt + texts.ids[i] for i in queries]
+        answers = [texts.ids[i] for i in documents]
         off = loss(sums(rows, asked), sums(rows, answers), texts.teacher(queries, documents), basis)
         optimizer.zero_grad()
         off.backward()

@@ -27,18 +27,14 @@ Batch = tuple[list[int], list[int]]  # places of queries, and of their documents
 class Texts:
     """Token ids of all texts, and the teacher's vectors of them, by their place in the list.
 
-    Of a query, the ids behind the instruction.
+    They are those of a query too: the instruction's end, ":", is a token of its own before any text.
     """
 
     def __init__(self, texts: list[str], vectors: NDArray[np.float16], tokenizer: tokenizers.Tokenizer):
         self.at = {text: i for i, text in enumerate(texts)}
         self.vectors = torch.from_numpy(vectors)
-        self.documents = [cut_ids(e.ids) for e in tokenizer.encode_batch([t.lower() for t in texts])]
+        self.ids = [cut_ids(e.ids) for e in tokenizer.encode_batch([t.lower() for t in texts])]
         self.prompt = tokenizer.encode(QUERY_PROMPT.lower(), add_special_tokens=False).ids
-        whole = tokenizer.encode_batch([(QUERY_PROMPT + text).lower() for text in texts])
-        self.queries = [cut_ids(e.ids[len(self.prompt) :]) for e in whole]
-        if any(e.ids[: len(self.prompt)] != self.prompt for e in whole):
-            raise ValueError("the instruction is not a prefix of every query")
 
     def teacher(self, queries: list[int], documents: list[int]) -> tuple[Tensor, Tensor]:
         """Return the teacher's vectors of texts by their places."""
@@ -76,7 +72,7 @@ def batches(pairs: list[Pair], texts: Texts, seed: int, size: int) -> Iterator[B
             if number % 2:
                 places = _alike(places, texts.vectors, size)
             else:
-                places.sort(key=lambda place: len(texts.documents[place[1]]))
+                places.sort(key=lambda place: len(texts.ids[place[1]]))
             for i in range(0, len(places) - size + 1, size):
                 queries, documents = zip(*places[i : i + size], strict=True)
                 found.append(([*queries], [*documents]))

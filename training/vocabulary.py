@@ -63,8 +63,9 @@ def train(pairs: list[Pair], path: Path) -> None:
     state = json.loads(tokenizer.to_str())
     vocab: dict[str, int] = state["model"]["vocab"]
     for word in by_count:  # more than WORDS of them where a merge has made one
-        if len(vocab) < SIZE - len(SPECIAL):
-            vocab.setdefault(word, len(vocab))
+        if len(vocab) == SIZE - len(SPECIAL):
+            break
+        vocab.setdefault(word, len(vocab))
     state["model"]["ignore_merges"] = True
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])

@@ -77,7 +77,7 @@ def pairs(synsets: dict[str, Synset]) -> Iterator[Pair]:
 
 def _query(synset: Synset, synsets: dict[str, Synset]) -> str:
     """Return a query for a synset: its words, a word and its kind, or a question."""
-    word, kind = synset.words[0], synsets[synset.kinds[0]].words[0] if synset.kinds else ""
+    word, kind = synset.words[0], _kind(synset, synsets)
     way = hashed(synset.key + "way") % 10
     if synset.key[0] == "n" and synset.instance and way < 6:
         questions = OF_PERSON if synset.field == PERSON else OF_PLACE if synset.field == PLACE else OF_NOUN
@@ -89,12 +89,17 @@ def _query(synset: Synset, synsets: dict[str, Synset]) -> str:
     return ", ".join(synset.words[: 1 + hashed(synset.key + "words") % 3])
 
 
+def _kind(synset: Synset, synsets: dict[str, Synset]) -> str:
+    """Return the word of what a synset is a kind of, or ""."""
+    return synsets[synset.kinds[0]].words[0] if synset.kinds else ""
+
+
 def _sentence(synset: Synset, synsets: dict[str, Synset]) -> str:
     """Return a sentence that names a synset, and its kind, but nothing of its gloss."""
-    name = " or ".join(synset.words[: 1 + hashed(synset.key + "names") % 2])
-    if not synset.kinds:
+    kind = _kind(synset, synsets)
+    if not kind:
         return ", ".join(synset.words)
-    kind = synsets[synset.kinds[0]].words[0]
+    name = " or ".join(synset.words[: 1 + hashed(synset.key + "names") % 2])
     if synset.key[0] == "n":
         form = choice(synset.key + "name", ["A {} is a {}.", "{} is a kind of {}.", "{} ({})"])
         return form.format(name, kind)

@@ -2,8 +2,8 @@
 
 A table holds id, file and chunk if there are such, text, and embedding: the float vectors that quantised ones
 stand for. What made them is in its metadata (LanceDB) or its comment (DuckDB). It is replaced or added to in
-one transaction of its database: whenever a process is killed, it is the older one or the new one. An
-index file is written as an output is (publish.py).
+one transaction of its database: whenever a process is killed, it is the older one or the new one. An index
+file is written as an output is (publish.py).
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from ..quantization import as_bits
 from . import indexes, record
 from .extras import library
 from .publish import check_leftovers, finish, stage
-from .saved import WHERE, Saved
+from .saved import WHERE, Saved, metadata_of
 from .work import Chunk, Totals, WorkFolder
 
 TABLES = (".duckdb", ".lance")
 SUFFIXES = (*TABLES, *indexes.SUFFIXES)
-OF_TABLE = "FROM duckdb_tables() WHERE schema_name = 'main' AND lower(table_name) = lower(?)"
 
 
 def export(
@@ -75,18 +74,21 @@ def export(
 
 def _to_duckdb(saved: Saved, target: Path, table: str, append: bool, overwrite: bool) -> int:
     duckdb = library("duckdb", target, "duckdb")
-    name = '"' + table.replace('"', '""') + '"'
+    name, what = '"' + table.replace('"', '""') + '"', f"{target}: table {table!r}"
+    comments = (
+        "SELECT comment FROM duckdb_tables() WHERE schema_name = 'main' AND lower(table_name) = lower(?)"
+    )
     rows = _rows(saved, target)
     try:
         with duckdb.connect(str(target)) as database:
             database.begin()
-            exists = bool(database.execute(f"SELECT 1 {OF_TABLE}", [table]).fetchall())
-            _check_free(f"{target}: table {table!r}", exists, append, overwrite)
+            found = database.execute(comments, [table]).fetchall()  # one row if there is such a table
+            _check_free(what, bool(found), append, overwrite)
             database.register("qwen3np_rows", rows)
-            if exists and append:
+            if found and append:
                 here, new = (_described(database, relation) for relation in (name, "qwen3np_rows"))
-                _check_columns(f"{target}: table {table!r}", here, saved, new)
-                _check_model(f"{target}: table {table!r}", _comment(database, table), saved)
+                _check_columns(what, here, saved, new)
+                _check_model(what, _of_comment(found[0][0]), saved)
                 database.execute("CREATE TEMP TABLE qwen3np_new AS SELECT * FROM qwen3np_rows")
                 same = ", ".join(column for column in rows.schema.names if column in ("id", "file"))
                 gone = f"({same}) IN (SELECT ({same}) FROM qwen3np_new)"
@@ -116,8 +118,7 @@ def _to_lance(saved: Saved, target: Path, append: bool, overwrite: bool) -> int:
             rows = _rows(saved, target)
             here, new = ({f.name: str(f.type) for f in schema} for schema in (table.schema, rows.schema))
             _check_columns(str(target), here, saved, new)
-            there = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-            _check_model(str(target), there, saved)
+            _check_model(str(target), metadata_of(table.schema), saved)
             keys = [name for name in new if name in ("id", "file", "chunk")]
             merge = table.merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
             if "chunk" in keys:  # a text that became shorter has fewer of them
@@ -166,14 +167,13 @@ def _described(database: Any, relation: str) -> dict[str, str]:
 
 
 def _info(saved: Saved) -> dict[str, str]:
-    """Return what made an output's vectors: its metadata, and the digest of the weights where it is known."""
+    """Return what made an output's vectors: its metadata, and the model's digest where it is known."""
     digest = saved.record and saved.record["run"].get("model")
-    return saved.info | ({"weights": digest} if digest else {})
+    return saved.info | ({"model_digest": digest} if digest else {})
 
 
-def _comment(database: Any, table: str) -> Mapping[str, str]:
-    """Return what made a DuckDB table's vectors, as its comment says; {} where it is not ours."""
-    [[comment]] = database.execute(f"SELECT comment {OF_TABLE}", [table]).fetchall()
+def _of_comment(comment: str | None) -> Mapping[str, Any]:
+    """Return what a comment on a table says made its vectors; {} where it is not ours."""
     try:
         found = json.loads(comment or "{}")
     except ValueError:
@@ -181,19 +181,19 @@ def _comment(database: Any, table: str) -> Mapping[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_model(what: str, there: Mapping[str, str], saved: Saved) -> None:
+def _check_model(what: str, there: Mapping[str, Any], saved: Saved) -> None:
     """Raise FileExistsError where a table's rows are of another model or prompt than those to be added.
 
-    One model may have two names, of the Hub and of a folder: its weights decide, where both say them.
+    One model may have two names, of the Hub and of a folder: its digest decides, where both say it.
     """
     new = _info(saved)
-    key = "weights" if "weights" in there and "weights" in new else "model"
-    for name in (key, "prompt"):
+    key = "model_digest" if "model_digest" in there and "model_digest" in new else "model"
+    for shown, name in {"model": key, "prompt": "prompt"}.items():
         if name in there and name in new and there[name] != new[name]:
-            shown = "model" if name == key else name
+            here, added = there.get(shown), new.get(shown)
             raise FileExistsError(
-                f"{what} has vectors of {shown} {there[shown]!r}, and {saved.path} of {new[shown]!r}"
-                f"{' (other weights)' * (there[shown] == new[shown])}: they cannot be compared; --overwrite "
+                f"{what} has vectors of {shown} {here!r}, and {saved.path} of {added!r}"
+                f"{' (other weights or settings)' * (here == added)}: they cannot be compared; --overwrite "
                 "replaces it, else name another"
             )
 

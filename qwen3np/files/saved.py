@@ -363,8 +363,7 @@ class Parquet(Saved):
         names = {"float": "float32", "double": "float64", "halffloat": "float16"}
         value = str(kind.value_type) if kind.num_fields == 1 else str(kind)
         if self.record is None:
-            found = (schema.metadata or {}).items()
-            self.info = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in found}
+            self.info = metadata_of(schema)
         self._check((self._file.metadata.num_rows, length), names.get(value, value))
 
     def blocks(self) -> Iterator[NDArray[Any]]:
@@ -395,6 +394,12 @@ class Parquet(Saved):
     def _batches(self, columns: list[str]) -> Iterator[Any]:
         with reading(self.path):
             yield from self._file.iter_batches(batch_size=BLOCK, columns=columns)
+
+
+def metadata_of(schema: Any) -> dict[str, str]:
+    """Return the metadata of a schema of pyarrow, whatever its bytes."""
+    found = (schema.metadata or {}).items()
+    return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in found}
 
 
 def texts_of(
